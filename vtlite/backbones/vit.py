@@ -1,0 +1,177 @@
+"""The Vision Transformer (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv 2010.11929), from scratch.
+
+Modules and parameters carry timm's names, so published weights load without a translation table and a method that attaches
+to this ViT attaches to timm's unchanged. Letters: B images, N tokens (class token first), D width, H heads.
+
+    tokens = [class token; patches W_patch] + positions                  # [B, N, D]
+    tokens = tokens + attention(norm(tokens)),  tokens = tokens + MLP(norm(tokens))     in each block
+    logits = head(pool(norm(tokens)))                                    # [B, num_classes]
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vtlite.storage import VTError
+
+
+def check_images(images: Tensor, channels: int, size: tuple[int, int]) -> None:
+    """Raise `VTError` unless `images` is a floating-point batch [B, channels, *size]."""
+    expected = f"float images [B, {channels}, {size[0]}, {size[1]}]"
+    if not images.is_floating_point():
+        raise VTError(f"expected {expected}, found dtype {images.dtype}; scale the pixels to floats first, e.g. images.float() / 127.5 - 1")
+    if images.ndim != 4 or images.shape[1] != channels:
+        raise VTError(f"expected {expected}, found shape {list(images.shape)}; add the batch dimension or convert the channels")
+    if images.shape[2:] != size:
+        raise VTError(
+            f"expected {expected}, found {images.shape[2]}x{images.shape[3]} pixels; resize, or load the task with image_size={size[0]}"
+        )
+
+
+class PatchEmbed(nn.Module):
+    """Cut the image into patches and project each to the width: [B, C, S, S] -> [B, (S / patch_size)^2, D]."""
+
+    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        if img_size % patch_size:
+            raise VTError(
+                f"expected an image size that is a multiple of the patch size {patch_size}, found {img_size}; choose another of the two"
+            )
+        self.img_size, self.patch_size, self.in_chans = (img_size, img_size), (patch_size, patch_size), in_chans
+        self.num_patches = (img_size // patch_size) ** 2
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        check_images(images, self.in_chans, self.img_size)
+        return self.proj(images).flatten(2).transpose(1, 2)  # [B, D, h, w] -> [B, h w, D]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection for queries, keys and values: [B, N, D] -> [B, N, D]."""
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise VTError(f"expected a width that is a multiple of the number of heads, found width {dim} and {num_heads} heads")
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, D = x.shape
+        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, N, D / H]
+        x = F.scaled_dot_product_attention(q, k, v)  # softmax(q k^T / sqrt(D / H)) v
+        return self.proj(x.transpose(1, 2).reshape(B, N, D))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them: [B, N, D] -> [B, N, D]."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """A learned gain per channel on a residual branch (Touvron et al., 2021, arXiv 2103.17239)."""
+
+    def __init__(self, dim: int, init: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """A pre-norm block: x + attention(norm(x)), then x + MLP(norm(x)); `init_values` turns LayerScale on."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, qkv_bias: bool = True, init_values: float | None = None) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads, qkv_bias)
+        self.ls1 = LayerScale(dim, init_values) if init_values else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.ls2 = LayerScale(dim, init_values) if init_values else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class VisionTransformer(nn.Module):
+    """A ViT: images [B, in_chans, img_size, img_size] -> logits [B, num_classes], or features [B, D] when num_classes is 0.
+
+    `global_pool` is "token" (the class token after the last norm) or "avg" (the mean of the patch tokens, then the norm).
+    `init_values` is the initial LayerScale gain, None for a ViT without (DINOv2 has 1e-5). Raises `VTError` for sizes that do not divide.
+    """
+
+    def __init__(
+        self,
+        img_size: int = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 0,
+        global_pool: Literal["token", "avg"] = "token",
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        init_values: float | None = None,
+    ) -> None:
+        super().__init__()
+        if global_pool not in ("token", "avg"):
+            raise VTError(f'expected global_pool "token" or "avg", found {global_pool!r}')
+        self.embed_dim, self.num_features, self.num_heads = embed_dim, embed_dim, num_heads
+        self.global_pool, self.num_prefix_tokens = global_pool, 1
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, embed_dim))
+        self.blocks = nn.Sequential(*(Block(embed_dim, num_heads, mlp_ratio, qkv_bias, init_values) for _ in range(depth)))
+        # With mean pooling timm normalises after the mean, under another name.
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6) if global_pool == "token" else nn.Identity()
+        self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6) if global_pool == "avg" else nn.Identity()
+        self.head: nn.Module = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self._initialise()
+
+    def _initialise(self) -> None:
+        nn.init.normal_(self.cls_token, std=1e-6)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Give the backbone a fresh head of `num_classes` outputs (0: none)."""
+        self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, C, S, S] -> all tokens after the last norm [B, N, D]."""
+        x = self.patch_embed(images)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        return self.norm(self.blocks(x))
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """[B, N, D] -> logits [B, num_classes], or the pooled features [B, D] with `pre_logits`."""
+        pooled = tokens[:, 0] if self.global_pool == "token" else tokens[:, self.num_prefix_tokens :].mean(dim=1)
+        pooled = self.fc_norm(pooled)
+        return pooled if pre_logits else self.head(pooled)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))

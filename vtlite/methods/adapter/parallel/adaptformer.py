@@ -1,0 +1,59 @@
+"""AdaptFormer: a small bottleneck beside the MLP of every block."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vtlite.methods.base import Backbone, Method, method
+
+
+class AdaptFormerBlock(nn.Module):
+    """A frozen pre-norm block with a bottleneck parallel to its MLP: tokens [B, N, D] -> [B, N, D]."""
+
+    def __init__(self, block: Any, dim: int, bottleneck: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.block, self.scale, self.dropout = block, scale, dropout
+        self.down = nn.Linear(dim, bottleneck)
+        self.up = nn.Linear(bottleneck, dim)
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        block: Any = self.block
+        x = x + block.ls1(block.attn(block.norm1(x)))
+        hidden = F.dropout(F.relu(self.down(x)), self.dropout, self.training)  # [B, N, bottleneck], from x before its norm
+        return x + block.ls2(block.mlp(block.norm2(x))) + self.scale * self.up(hidden)
+
+
+@method("adapter/parallel/adaptformer")
+@dataclass
+class AdaptFormer(Method):
+    """Let a small trainable bottleneck work in parallel to each frozen MLP.
+
+        x' = x + attention(LN(x));   y = x' + MLP(LN(x')) + s * (ReLU(x' D^T + d) U^T + u),   D [bottleneck, dim], U [dim, bottleneck]
+
+    U, d, u start at zero, so training starts from the backbone. Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable
+    Visual Recognition", NeurIPS 2022, arXiv 2205.13535; github.com/ShoufaChen/AdaptFormer. On ViT-B/16: 1,189,632 parameters with
+    bottleneck 64, 156,768 with 8. The paper's figure puts a norm before D; the authors' code, which they call right, has none, as here.
+    The original's head has a batch norm; here every method has the same linear head.
+    """
+
+    unmergeable = "its bottleneck has a ReLU inside, so it is no linear change of the weights"
+
+    bottleneck: int = 64  # width between down and up projection
+    scale: float = 0.1  # s, fixed
+    dropout: float = 0.1  # after the ReLU, in training
+
+    def __post_init__(self) -> None:
+        self.expect(isinstance(self.bottleneck, int) and self.bottleneck >= 1, "bottleneck", "an integer of at least 1")
+        self.expect(0 <= self.dropout < 1, "dropout", "in [0, 1)")
+
+    def attach(self, backbone: Backbone) -> None:
+        for i, block in enumerate(backbone.blocks):
+            backbone.blocks[i] = AdaptFormerBlock(block, backbone.embed_dim, self.bottleneck, self.scale, self.dropout)
