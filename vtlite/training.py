@@ -27,7 +27,7 @@ def fit(
     val: Dataset[Any] | None = None,
     *,
     epochs: int = 10,
-    lr: float = 3e-3,
+    lr: float | None = None,
     seed: int = 0,
     batch_size: int = 50,
     weight_decay: float = 1e-4,
@@ -38,8 +38,9 @@ def fit(
 ) -> History:
     """Train `model` in place and return one dict per epoch: epoch, loss, lr, seconds and, with `val`, val_accuracy and val_loss.
 
-    The learning rate rises linearly over the first `warmup` share of the steps and falls to zero along a cosine. `seed` fixes the order
-    of the images and all random numbers; torch's own generator is left as it was. `augment` maps each batch before the model sees it.
+    `lr` is the method's own if not given. The learning rate rises linearly over the first `warmup` share of the steps and falls to zero
+    along a cosine. `seed` fixes the order of the images and all random numbers; torch's own generator is left as it was. `augment` maps
+    each batch before the model sees it.
     When nothing before the head trains, the features are computed once. With `checkpoint`, the state is kept in that file after every
     epoch, and the same call continues from there, to the same result as if it had never stopped.
 
@@ -47,6 +48,7 @@ def fit(
     loss that is not finite (with the step and learning rate), or a checkpoint of another run.
     """
     _expect_images(train, "training")
+    lr = model.method.lr if lr is None else lr
     if epochs < 1 or batch_size < 1 or not lr > 0:
         raise VTError(f"expected epochs and batch_size of at least 1 and lr above 0, found {epochs}, {batch_size} and {lr}")
     before = {name: tensor.detach().clone() for name, tensor in trained_state(model).items()}

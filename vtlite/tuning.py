@@ -108,7 +108,7 @@ def merge(model: Tuned) -> nn.Module:
     """
     if model.method.unmergeable:
         raise VTError(f"{_name(model.method)} cannot be merged: {model.method.unmergeable}; use the tuned model as it is")
-    plain: Backbone = copy.deepcopy(model.backbone).requires_grad_(False)
+    plain: Any = copy.deepcopy(model.backbone).requires_grad_(False)
     _merge_children(plain)
     plain.reset_classifier(model.num_classes)
     plain.get_classifier().load_state_dict(model.head.state_dict())
@@ -118,8 +118,9 @@ def merge(model: Tuned) -> nn.Module:
 def _merge_children(module: nn.Module) -> None:
     for name, child in module.named_children():
         _merge_children(child)  # innermost first, so that methods can be stacked
-        if hasattr(child, "merged"):
-            setattr(module, name, child.merged())
+        merged: Any = getattr(child, "merged", None)
+        if merged:
+            setattr(module, name, merged())
 
 
 def fingerprint(backbone: nn.Module) -> str:
@@ -159,7 +160,7 @@ def load_delta(model: Tuned, path: str | Path) -> Tuned:
             raise VTError(
                 f"{path} was made with {what} {metadata.get(what)}, but this model has {expected}; tune the same backbone the same way first"
             )
-    state = trained_state(model)
+    state: dict[str, Tensor] = trained_state(model)
     for name in sorted(state.keys() | tensors.keys()):
         expected, found = (f"{t.dtype} {list(t.shape)}" if t is not None else "nothing" for t in (state.get(name), tensors.get(name)))
         if expected != found:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +79,11 @@ class Task:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Images in train, val and test."""
+        return len(cast(Any, self.train)), len(cast(Any, self.val)), len(cast(Any, self.test))
 
 
 @dataclass(frozen=True)

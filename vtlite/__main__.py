@@ -1,0 +1,132 @@
+"""The command line: `python -m vtlite tour | list | show | data | pretrain | bench`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vtlite", description="Visual tuning from scratch.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    tour = commands.add_parser("tour", help="tune with one method of each group and more; table, figure, JSON and CSV")
+    tour.add_argument(
+        "--methods", default="full,linear,vpt_deep,adaptformer,lora,bitfit,ssf,kd", help="comma-separated names (default: %(default)s)"
+    )
+    tour.add_argument("--task", default="twemoji", help="an embedded task, torchvision:NAME or folder:PATH (default: %(default)s)")
+    tour.add_argument(
+        "--backbone", default="vtlite-tiny", help="an embedded backbone, timm:NAME or a .safetensors file (default: %(default)s)"
+    )
+    tour.add_argument("--epochs", type=int, default=10)
+    tour.add_argument("--json", type=Path, default=Path("out/tour.json"))
+    tour.add_argument("--csv", type=Path, default=Path("out/tour.csv"))
+    tour.add_argument("--figure", type=Path, default=Path("out/tour.png"))
+
+    listing = commands.add_parser("list", help="the survey's taxonomy and what of it is implemented")
+    listing.add_argument("--group", help="one group or leaf, e.g. adapter or parameter/weight")
+    listing.add_argument("--json", action="store_true")
+
+    show = commands.add_parser("show", help="one method: idea, formula, settings, paper, parameters on ViT-B/16")
+    show.add_argument("name")
+
+    data = commands.add_parser("data", help="the embedded tasks: list them, draw one, or build the image sheets again")
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="every task with its classes and sizes")
+    draw = actions.add_parser("show", help="draw training images of one task")
+    draw.add_argument("task")
+    draw.add_argument("--figure", type=Path, help="default: out/TASK.png")
+    build = actions.add_parser("build", help="make the image sheets from their source packages (see vtlite/data/build.py)")
+    for source in ("noto", "twemoji", "fashion"):
+        build.add_argument(f"--{source}", type=Path, required=True, metavar="FOLDER")
+    build.add_argument("--out", type=Path, help="default: the package's own assets")
+
+    pretrain = commands.add_parser("pretrain", help="make an embedded backbone again; continues a run that was stopped")
+    pretrain.add_argument("--name", default="vtlite-tiny")
+    pretrain.add_argument("--epochs", type=int, default=120)
+    pretrain.add_argument("--lr", type=float, default=2e-3)
+    pretrain.add_argument("--seed", type=int, default=0)
+    pretrain.add_argument("--out", type=Path, help="default: out/NAME.safetensors")
+
+    bench = commands.add_parser("bench", help="every method on every embedded task, three seeds; continues where it stopped")
+    bench.add_argument("--results", type=Path, default=Path("benchmarks/results.json"))
+    bench.add_argument("--workers", type=int, default=2)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; a user's mistake prints one sentence and returns 2."""
+    arguments = _parser().parse_args(argv)
+    from vtlite.storage import VTError
+
+    try:
+        _run(arguments)
+    except VTError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: files that were finished are kept, none is half written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    match arguments.command:
+        case "tour":
+            from vtlite.tour import run
+
+            outputs = {"json": arguments.json, "csv": arguments.csv, "figure": arguments.figure}
+            run(arguments.methods, arguments.task, arguments.backbone, arguments.epochs, outputs)
+        case "list":
+            from vtlite.show import list_systems
+
+            list_systems(arguments.group, arguments.json)
+        case "show":
+            from vtlite.show import show_method
+
+            show_method(arguments.name)
+        case "data":
+            _data(arguments)
+        case "pretrain":
+            from vtlite.pretrain import pretrain
+
+            out = arguments.out or Path("out") / f"{arguments.name}.safetensors"
+            out.parent.mkdir(parents=True, exist_ok=True)
+            pretrain(arguments.name, out, arguments.epochs, arguments.lr, arguments.seed)
+            print(f"written: {out} and its card {out.with_suffix('.md')}")
+        case "bench":
+            from vtlite.bench import bench, markdown, summary
+
+            print(markdown(summary(bench(arguments.results, arguments.workers))))
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    if arguments.action == "build":
+        from vtlite.data.build import ASSETS, build
+
+        for path in build(arguments.noto, arguments.twemoji, arguments.fashion, arguments.out or ASSETS):
+            print(f"{path} {path.stat().st_size:,} bytes")
+        return
+    from vtlite.data.tasks import TASKS, load_task
+
+    if arguments.action == "list":
+        for name in TASKS:
+            task = load_task(name)
+            print(f"{name} ({task.group}): {task.description}; {task.num_classes} classes; {' + '.join(map(str, task.sizes))} images")
+        return
+    from vtlite.plots import save_figure, show_task
+
+    task = load_task(arguments.task)
+    path = arguments.figure or Path("out") / f"{arguments.task.replace(':', '-').replace('/', '-')}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_figure(show_task(task, rows=3), path)
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""What a method costs: parameters, bytes on disk, arithmetic, memory kept for the backward pass, time.
+
+Times are noisy and belong to the machine they were taken on, so comparisons are made as ratios within one run.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vtlite.storage import VTError
+from vtlite.training import parameter_groups
+from vtlite.tuning import Tuned, count_parameters, merge, save_delta
+
+__all__ = ["activation_memory", "count_parameters", "delta_size", "flops", "latency_ratio", "step_time", "without_method"]
+
+
+def delta_size(model: Tuned) -> int:
+    """Bytes of the file that `save_delta` writes for this model."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "delta.safetensors"
+        save_delta(model, path)
+        return path.stat().st_size
+
+
+@torch.no_grad()
+def flops(model: nn.Module, images: Tensor) -> int:
+    """Floating-point operations of one forward pass over `images` (a multiply-add counts as two), as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        model(images)
+    return counter.get_total_flops()
+
+
+def activation_memory(model: Tuned, images: Tensor, labels: Tensor) -> int:
+    """Bytes that one forward pass keeps for the backward pass, the parameters and the images themselves not counted."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), images, labels)}
+    kept: dict[int, Tensor] = {}  # by storage, so that a tensor saved twice counts once; holding it keeps its address taken
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    training = model.training
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model.method.loss(model, images, labels)
+    model.train(training)
+    del loss
+    return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
+
+
+def step_time(model: Tuned, images: Tensor, labels: Tensor, repeats: int = 7) -> float:
+    """Seconds of one training step (forward, backward, AdamW) on this batch, the median of `repeats`; `model` stays as it was."""
+    model = copy.deepcopy(model).train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=1e-5)
+
+    def step() -> None:
+        model.method.backward(model, images, labels)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return statistics.median(_times(step, repeats)[0])
+
+
+@torch.no_grad()
+def latency_ratio(model: nn.Module, reference: nn.Module, images: Tensor, repeats: int = 15) -> float:
+    """How many times as long `model` takes as `reference` for one forward pass: the median of ratios measured in turns."""
+    ours, theirs = _times(lambda: model(images), repeats, lambda: reference(images))
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def without_method(model: Tuned) -> nn.Module:
+    """What is deployed: the merged backbone where the method allows it, the tuned model where it does not."""
+    try:
+        return merge(model)
+    except VTError:
+        return model
+
+
+def _times(call: Callable[[], object], repeats: int, other: Callable[[], object] | None = None) -> tuple[list[float], list[float]]:
+    """Seconds of each of `repeats` calls, and of `other` called in turns with it, after one warm-up of both."""
+    calls = [call] if other is None else [call, other]
+    taken: list[list[float]] = [[], []]
+    for i in range(repeats + 1):
+        for which, function in enumerate(calls):
+            start = time.perf_counter()
+            function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if i:
+                taken[which].append(time.perf_counter() - start)
+    return taken[0], taken[1]

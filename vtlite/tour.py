@@ -1,0 +1,141 @@
+"""`python -m vtlite tour`: one method of each group and more, on one task, in one table and one figure."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from vtlite.accounting import activation_memory, delta_size, latency_ratio, step_time, without_method
+from vtlite.backbones import load_backbone
+from vtlite.data.tasks import Task, load_task
+from vtlite.methods.base import Backbone, find_method
+from vtlite.storage import VTError, atomic_write
+from vtlite.training import evaluate, fit
+from vtlite.tuning import Tuned, count_parameters, tune
+
+Row = dict[str, Any]
+
+METHODS = ("full", "linear", "vpt_deep", "adaptformer", "lora", "bitfit", "ssf", "kd")
+# Settings that suit a backbone of width 96: small adapters. Learning rates are each method's own (see benchmarks/README.md).
+SMALL: dict[str, dict[str, Any]] = {"vpt_deep": {"num_prompts": 8}, "adaptformer": {"bottleneck": 8, "scale": 1.0}, "lora": {"rank": 8}}
+
+
+def tour(
+    methods: Sequence[str] = METHODS, task: str | Task = "twemoji", backbone: str | Backbone = "vtlite-tiny", epochs: int = 10,
+    seed: int = 0, progress: bool = True,
+) -> list[Row]:  # fmt: skip
+    """Tune a backbone with each method on one task -> one row per method (see `measure`).
+
+    Names or loaded objects may be given. Everything is validated before the first training starts.
+    """
+    keys = [find_method(name).key for name in methods]
+    backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
+    size = backbone.patch_embed.img_size[0]
+    task = load_task(task, image_size=size) if isinstance(task, str) else task
+    rows = []
+    with tqdm(keys, desc=f"tour of {task.name}", unit="method", disable=not progress) as bar:
+        for key in bar:
+            name = key.split("/")[-1]
+            bar.set_postfix_str(name)
+            model = tune(backbone, key, num_classes=task.num_classes, seed=seed, **SMALL.get(name, {}))
+            start = time.perf_counter()
+            fit(model, task.train, epochs=epochs, seed=seed, progress=False)
+            rows.append({**measure(model, backbone, task), "fit_seconds": round(time.perf_counter() - start, 1)})
+    return rows
+
+
+def measure(model: Tuned, backbone: Backbone, task: Task) -> Row:
+    """Accuracy on the test images and every cost of one tuned model; latency is relative to the untouched backbone with a linear head."""
+    trainable, total = count_parameters(model)
+    images, labels = next(iter(DataLoader(task.train, 50)))
+    reference = tune(backbone, "linear", num_classes=task.num_classes)
+    return {
+        "method": model.method.key,
+        "accuracy": evaluate(model, task.test)["accuracy"],
+        "trainable": trainable,
+        "share": trainable / total,
+        "delta_bytes": delta_size(model),
+        "step_ms": 1000 * step_time(model, images, labels),
+        "activation_bytes": activation_memory(model, images, labels),
+        "latency_ratio": latency_ratio(plain := without_method(model), reference, images),
+        "merged": plain is not model,
+    }
+
+
+COLUMNS = {
+    "method": ("method", lambda r: r["method"].split("/")[-1]),
+    "group": ("group", lambda r: r["method"].split("/")[0]),
+    "accuracy": ("accuracy", lambda r: f"{r['accuracy']:.1%}"),
+    "trainable": ("trainable", lambda r: f"{r['trainable']:,}"),
+    "share": ("share", lambda r: f"{r['share']:.1%}"),
+    "delta": ("delta", lambda r: f"{r['delta_bytes'] / 1024:,.0f} KiB"),
+    "step": ("step", lambda r: f"{r['step_ms']:.0f} ms"),
+    "memory": ("activations", lambda r: f"{r['activation_bytes'] / 2**20:.1f} MiB"),
+    "latency": ("latency", lambda r: f"{r['latency_ratio']:.2f}x" + ("" if r["merged"] else " *")),
+}
+
+
+def table(rows: Sequence[Row], title: str = "") -> Table:
+    """The rows as a table for the terminal; a latency with a star is that of an unmerged model."""
+    result = Table(
+        title=title, caption="latency: relative to the untouched backbone; * cannot be merged, measured as tuned", caption_justify="left"
+    )
+    for i, (heading, _) in enumerate(COLUMNS.values()):
+        result.add_column(heading, justify="left" if i < 2 else "right", no_wrap=True)
+    for row in rows:
+        result.add_row(*(show(row) for _, show in COLUMNS.values()))
+    return result
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| " + " | ".join(heading for heading, _ in COLUMNS.values()) + " |", "|---|---|" + "---:|" * (len(COLUMNS) - 2)]
+    lines += ["| " + " | ".join(show(row) for _, show in COLUMNS.values()) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def save_rows(rows: Sequence[Row], path: Path) -> None:
+    """Write the rows as JSON or, for a path that ends in .csv, as CSV."""
+    buffer = io.StringIO()
+    if path.suffix == ".csv":
+        writer = csv.DictWriter(buffer, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        json.dump(list(rows), buffer, indent=1)
+    with atomic_write(path) as temporary:
+        temporary.write_text(buffer.getvalue())
+
+
+def run(methods: str, task: str, backbone: str, epochs: int, outputs: dict[str, Path]) -> None:
+    """The command: everything above, with its outputs on the terminal and in files ("json", "csv", "figure")."""
+    for path in outputs.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if outputs["figure"].suffix not in (".png", ".svg", ".pdf"):
+        raise VTError(f"expected a figure that ends in .png, .svg or .pdf, found {outputs['figure'].name}")
+    start = time.perf_counter()
+    rows = tour([name.strip() for name in methods.split(",")], task, backbone, epochs)
+    console = Console(width=None if Console().is_terminal else 120)
+    console.print(
+        table(
+            rows,
+            f"{task} on {backbone}: {epochs} epochs of 800 images, {time.perf_counter() - start:.0f} s, {torch.get_num_threads()} threads",
+        )
+    )
+    save_rows(rows, outputs["json"])
+    save_rows(rows, outputs["csv"])
+    from vtlite.plots import accuracy_over_parameters, save_figure
+
+    save_figure(accuracy_over_parameters(rows, f"{task} on {backbone}"), outputs["figure"])
+    console.print("written: " + ", ".join(str(path) for path in outputs.values()))
