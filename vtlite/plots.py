@@ -26,7 +26,13 @@ GROUP_STYLE = {
     "parameter": ("#009E73", "D"),
     "remapping": ("#CC79A7", "P"),
 }
-GROUP_LABEL = {"finetuning": "fine-tuning", "prompt": "prompt tuning", "adapter": "adapter tuning", "parameter": "parameter tuning", "remapping": "remapping tuning"}  # fmt: skip
+GROUP_LABEL = {
+    "finetuning": "fine-tuning",
+    "prompt": "prompt tuning",
+    "adapter": "adapter tuning",
+    "parameter": "parameter tuning",
+    "remapping": "remapping tuning",
+}
 
 
 def accuracy_over_parameters(rows: Sequence[Row], title: str = "", ax: Axes | None = None) -> Figure:
@@ -67,7 +73,14 @@ def show_task(task: Task, columns: int = 10, rows: int = 1) -> Figure:
     return figure
 
 
-def bars(names: Sequence[str], values: Sequence[float], ylabel: str, title: str = "", errors: Sequence[float] | None = None, ax: Axes | None = None) -> Figure:  # fmt: skip
+def bars(
+    names: Sequence[str],
+    values: Sequence[float],
+    ylabel: str,
+    title: str = "",
+    errors: Sequence[float] | None = None,
+    ax: Axes | None = None,
+) -> Figure:
     """One bar per name, its value written above it; `errors` are half heights of the error bars."""
     if ax is None:
         _, ax = plt.subplots(figsize=(1.1 * len(names) + 1.5, 3.2), layout="constrained")

@@ -111,7 +111,7 @@ def _vit_from_tensors(tensors: dict[str, Tensor], num_heads: int | None, source:
     return backbone
 
 
-def _load_timm(name: str) -> Any:
+def _load_timm(name: str) -> Any:  # timm has no types
     try:
         import timm
     except ImportError as error:
@@ -119,7 +119,7 @@ def _load_timm(name: str) -> Any:
     if not timm.is_model(name):
         raise unknown("timm model", name, timm.list_models("*vit*") + timm.list_pretrained("*vit*"))
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=0)
+        model: Any = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # the hub client raises many types, all of which mean the same to the user
         raise VTError(
             f"could not get the weights of timm model {name!r} ({type(error).__name__}): check the network, "

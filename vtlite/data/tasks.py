@@ -161,7 +161,7 @@ def _count(g: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ...
 
 
 _RECIPES = {
-    "fashion": _Recipe("natural", "photographs of five kinds of clothing never seen in pre-training (Fashion-MNIST), tinted, on coloured backgrounds", _fashion),
+    "fashion": _Recipe("natural", "photographs of five kinds of clothing never seen in pre-training, tinted, on coloured backgrounds", _fashion),
     "digits": _Recipe("specialised", "scanned handwritten digits (scikit-learn) in one ink on a coloured background", _digits),
     "twemoji": _Recipe("shifted", "nine categories of emoji in a drawing style never seen in pre-training", _twemoji),
     "shapes-location": _Recipe("structured", "in which cell of a 4x4 grid does the one shape lie?", _location),

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vtlite import bench
+from vtlite.data.tasks import TASKS
+from vtlite.methods import METHODS
+from vtlite.storage import VTError
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results.json"
+
+
+def run(entry: str, task: str, lr: float, accuracy: float, seed: int = 0, final: bool = False) -> dict:
+    return {"entry": entry, "task": task, "lr": lr, "seed": seed, "final": final, "accuracy": accuracy, "trainable": 10}
+
+
+def test_the_learning_rate_is_chosen_on_validation_runs_only() -> None:
+    runs = [run("lora", "digits", 1e-3, 0.5), run("lora", "digits", 3e-3, 0.7), run("lora", "digits", 1e-2, 0.7)]
+    runs += [run("lora", "digits", 1e-3, 0.99, final=True), run("full", "digits", 1e-3, 0.9), run("lora", "twemoji", 1e-3, 0.9)]
+    assert bench.chosen_lr("lora", "digits", runs) == 3e-3  # the best on validation data; the smaller of two equals
+
+
+def test_summary_averages_seeds_and_tasks() -> None:
+    runs = [run("full", task, 2e-4, 0.5) for task in ("digits", "twemoji")]
+    runs += [run("full", "digits", 2e-4, a, s, True) for s, a in enumerate((0.6, 0.7, 0.8))]
+    runs += [run("full", "twemoji", 2e-4, a, s, True) for s, a in enumerate((0.2, 0.3, 0.4))]
+    (row,) = bench.summary(runs)
+    assert row["tasks"]["digits"] == pytest.approx((0.7, 0.0816), abs=1e-3)
+    assert (row["mean"], row["spread"]) == pytest.approx((0.5, 0.0816), abs=1e-3)
+
+
+def test_a_stopped_benchmark_continues_and_does_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple] = []
+
+    class InProcess:  # the real pool starts processes, in which nothing can be counted
+        def __init__(self, *args: object, **kwargs: object) -> None: ...
+        def __enter__(self) -> InProcess:
+            return self
+
+        def __exit__(self, *args: object) -> None: ...
+        def submit(self, function, *key):
+            from concurrent.futures import Future
+
+            calls.append(key)
+            if len(calls) == 5:
+                raise KeyboardInterrupt
+            future: Future = Future()
+            future.set_result(run(key[0], key[1], key[2], 0.5, key[3], key[4]))
+            return future
+
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", InProcess)
+    path = tmp_path / "r.json"
+    with pytest.raises(KeyboardInterrupt):
+        bench.bench(path, entries=("lora",), tasks=("digits",))
+    kept = json.loads(path.read_text())
+    assert len(kept) == 3  # the choice was made; the fifth call was the second final run
+    bench.bench(path, entries=("lora",), tasks=("digits",))
+    assert len(calls) - 5 + 3 == len(json.loads(path.read_text())) == 6
+    assert bench.bench(path, entries=("lora",), tasks=("digits",)) == json.loads(path.read_text())
+
+
+def test_a_damaged_results_file_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text("[{")
+    with pytest.raises(VTError, match="delete it or give another path"):
+        bench.bench(tmp_path / "r.json")
+    assert (tmp_path / "r.json").read_text() == "[{"
+
+
+def test_pixels_need_no_backbone() -> None:
+    result = bench.run_cell("pixels + linear", "shapes-count", 1e-4, 0, False)
+    assert 0.15 < result["accuracy"] < 0.6
+    assert result["trainable"] == 4 * (3 * 32 * 32 + 1)
+
+
+# The committed results -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict[str, dict]:
+    return {row["entry"]: row for row in bench.summary(json.loads(RESULTS.read_text()))}
+
+
+def test_committed_results_are_complete(committed: dict[str, dict]) -> None:
+    runs = json.loads(RESULTS.read_text())
+    wanted = {k for name in bench.ENTRIES for task in TASKS for final in (False, True) for k in bench._wanted(name, task, final, runs)}
+    assert wanted <= {bench._key(r) for r in runs}
+
+
+def test_the_published_table_is_written_from_them(committed: dict[str, dict]) -> None:
+    assert bench.markdown(list(committed.values())) in (RESULTS.parent / "README.md").read_text()
+
+
+def test_the_embedded_backbone_is_worth_learning_on(committed: dict[str, dict]) -> None:
+    """The claims of benchmarks/README.md, with room to spare: margins are several times the spread over seeds."""
+    mean = {name: row["mean"] for name, row in committed.items()}
+    assert mean["linear"] > max(mean["random backbone + linear"], mean["pixels + linear"]) + 0.10
+    assert mean["full"] > mean["from scratch"] + 0.10
+
+
+def test_default_learning_rates_are_the_most_often_chosen(committed: dict[str, dict]) -> None:
+    """`Method.lr` is what the validation data chose on most tasks."""
+    for name, row in committed.items():
+        if row["weights"] == "vtlite-tiny":
+            (cls,) = [cls for key, cls in METHODS.items() if key.endswith("/" + row["method"])]
+            counts = {lr: list(row["lrs"].values()).count(lr) for lr in row["lrs"].values()}
+            assert counts.get(cls.lr) == max(counts.values()), name

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+import vtlite as vt
+from vtlite import plots
+from vtlite.taxonomy import GROUPS
+
+ROWS = [
+    {"method": "finetuning/full", "trainable": 700_000, "accuracy": 0.8},
+    {"method": "parameter/weight/lora", "trainable": 9_000, "accuracy": 0.9, "spread": 0.01},
+    {"method": "adapter/parallel/adaptformer", "trainable": 11_000, "accuracy": 0.85},
+]
+
+
+def test_every_group_of_the_taxonomy_has_its_own_colour_and_marker() -> None:
+    assert set(plots.GROUP_STYLE) == set(plots.GROUP_LABEL) == {group.path for group in GROUPS}
+    assert (
+        len({colour for colour, _ in plots.GROUP_STYLE.values()})
+        == len({marker for _, marker in plots.GROUP_STYLE.values()})
+        == len(GROUPS)
+    )
+
+
+def test_the_figure_of_the_field_shows_every_row_where_it_belongs() -> None:
+    ax = plots.accuracy_over_parameters(ROWS).axes[0]
+    assert ax.get_xscale() == "log"
+    assert {text.get_text(): text.xy for text in ax.texts} == {
+        "full": (700_000, 80.0),
+        "lora": (9_000, 90.0),
+        "adaptformer": (11_000, 85.0),
+    }
+    assert [line.get_ydata()[0] for line in ax.get_lines() if line.get_linestyle() == "--"] == [80.0]  # full fine-tuning's level
+
+
+def test_show_task_draws_images_with_their_class_names() -> None:
+    task = vt.load_task("shapes-count")
+    figure = plots.show_task(task, columns=3)
+    assert [ax.get_title() for ax in figure.axes] == [task.classes[task.train[i][1]] for i in range(3)]
+
+
+def test_learning_curves_and_bars_plot_the_given_values() -> None:
+    curve = plots.learning_curves({"a": [{"epoch": 1, "val_accuracy": 0.2}, {"epoch": 2, "val_accuracy": 0.4}]}).axes[0].get_lines()[0]
+    assert list(curve.get_ydata()) == [0.2, 0.4]
+    assert [bar.get_height() for bar in plots.bars(["x", "y"], [1.5, 2.5], "value").axes[0].patches] == [1.5, 2.5]
+
+
+def test_save_figure_is_atomic_and_closes(tmp_path: Path) -> None:
+    figure = plots.bars(["x"], [1], "value")
+    plots.save_figure(figure, tmp_path / "f.png")
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+    assert figure.number not in plt.get_fignums()
+    with pytest.raises(ValueError, match="bmp9"):  # a format matplotlib lacks: the old file stays, no new one appears
+        plots.save_figure(plots.bars(["x"], [1], "value"), tmp_path / "g.bmp9")
+    assert [path.name for path in tmp_path.iterdir()] == ["f.png"]
+
+
+@pytest.fixture(autouse=True)
+def _close() -> object:
+    yield
+    plt.close("all")
