@@ -10,6 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
 
 from vtlite.storage import atomic_write
 
@@ -33,6 +35,7 @@ GROUP_LABEL = {
     "parameter": "parameter tuning",
     "remapping": "remapping tuning",
 }
+_TRAINED = "#8CC8F0"  # a pale blue that black text stands out from
 
 
 def accuracy_over_parameters(rows: Sequence[Row], title: str = "", ax: Axes | None = None) -> Figure:
@@ -102,6 +105,121 @@ def learning_curves(histories: dict[str, list[dict[str, float]]], value: str = "
     return figure
 
 
+def tuning_idea() -> Figure:
+    """The survey's subject in one picture: a backbone trained once on much data, and re-used on a task by training little."""
+    figure, ax = plt.subplots(figsize=(8.5, 2.9), layout="constrained")
+    rows = (
+        (1.5, ("many images,\nupstream labels", r"backbone $f_\theta$", "upstream head"), ("white", _TRAINED, _TRAINED)),
+        (0.0, ("few images,\ntask labels", r"same backbone $f_{\theta_0}$", r"new head $g_w$"), ("white", "#DDDDDD", _TRAINED)),
+    )
+    for y, texts, colours in rows:
+        for x, text, colour in zip((0, 2.6, 5.2), texts, colours, strict=True):
+            _box(ax, x, y, 2.0, 1.0, text, colour)
+            if x:
+                ax.annotate("", (x, y + 0.5), (x - 0.6, y + 0.5), arrowprops={"arrowstyle": "->"})
+    _box(ax, 4.05, 0.08, 0.5, 0.3, r"$\phi$", _TRAINED)
+    ax.annotate("", (3.6, 1.02), (3.6, 1.48), arrowprops={"arrowstyle": "->"})
+    ax.text(3.7, 1.25, "copy the weights", va="center", fontsize=9)
+    for y, text in ((2.0, "pre-training:\nonce, long"), (0.5, "tuning:\nper task, short")):
+        ax.text(7.4, y, text, va="center", fontsize=10)
+    ax.set(xlim=(-0.1, 8.8), ylim=(-0.1, 2.6))
+    ax.axis("off")
+    return figure
+
+
+def show_patches(image: Tensor, patch: int) -> Figure:
+    """An image [3, S, S] in [-1, 1], beside the row of patches that the ViT reads, numbered in its order."""
+    side = image.shape[-1] // patch
+    figure = plt.figure(figsize=(8.5, 2.3), layout="constrained")
+    whole, right = figure.subfigures(1, 2, width_ratios=(1, 3))
+    _image(whole.subplots(), image)
+    for i, ax in enumerate(right.subplots(2, side * side // 2).flat):
+        row, column = divmod(i, side)
+        _image(ax, image[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch], title=str(i + 1))
+    return figure
+
+
+def attention_maps(images: Tensor, maps: Tensor) -> Figure:
+    """Images [B, 3, S, S] above how much the class token attends to each patch, per head: maps [B, H, h, w] that sum to one."""
+    count, heads = maps.shape[:2]
+    figure, axes = plt.subplots(heads + 1, count, figsize=(1.25 * count + 1, 1.25 * (heads + 1)), layout="constrained")
+    for b in range(count):
+        _image(axes[0, b], images[b])
+        for h in range(heads):
+            drawn = axes[h + 1, b].imshow(maps[b, h].numpy(), vmin=0, vmax=float(maps.max()), cmap="cividis")
+            axes[h + 1, b].set(xticks=[], yticks=[], ylabel=f"head {h + 1}" if b == 0 else "")
+    figure.colorbar(drawn, ax=axes[1:], shrink=0.7, label="attention")
+    return figure
+
+
+def position_similarity(similarity: Tensor) -> Figure:
+    """Cosine similarity [N, N] of the position vectors of N = h h patches: map i compares patch i with all patches."""
+    side = round(len(similarity) ** 0.5)
+    figure, axes = plt.subplots(side, side, figsize=(4.6, 4), layout="constrained")
+    for i, ax in enumerate(axes.flat):
+        drawn = ax.imshow(similarity[i].view(side, side).numpy(), vmin=-1, vmax=1, cmap="PuOr")
+        ax.set(xticks=[], yticks=[])
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="cosine similarity")
+    return figure
+
+
+def neighbours(queries: Tensor, found: dict[str, tuple[Tensor, Tensor]]) -> Figure:
+    """Query images [B, 3, S, S] and, per space, their neighbours: images [B, k, 3, S, S] and whether the class is right [B, k].
+
+    A neighbour of the right class has a thick frame, a wrong one is pale.
+    """
+    widths = [1, *(len(images[0]) for images, _ in found.values())]
+    figure = plt.figure(figsize=(0.62 * sum(widths) + 0.6, 0.72 * len(queries) + 0.4), layout="constrained")
+    parts = figure.subfigures(1, len(widths), width_ratios=widths)
+    for row, ax in enumerate(np.ravel(parts[0].subplots(len(queries), 1))):
+        _image(ax, queries[row])
+    parts[0].suptitle("query", fontsize=9)
+    for part, (name, (images, right)) in zip(parts[1:], found.items(), strict=True):
+        part.suptitle(name, fontsize=9)
+        for (row, i), ax in np.ndenumerate(part.subplots(len(queries), images.shape[1])):
+            _image(ax, images[row, i], frame="#0072B2" if right[row, i] else None, alpha=1.0 if right[row, i] else 0.45)
+    return figure
+
+
+def grouped_bars(values: dict[str, dict[str, Sequence[float]]], ylabel: str, chance: dict[str, float] | None = None) -> Figure:
+    """`values[group][name]` are repeated measurements: bars of their means, one hatching per name, whiskers from least to greatest.
+
+    `chance[group]` is marked by a dotted line across the group.
+    """
+    figure, ax = plt.subplots(figsize=(1.9 * len(values) + 1.5, 3.2), layout="constrained")
+    names = list(next(iter(values.values())))
+    for i, (name, colour, hatch) in enumerate(zip(names, ("#BBBBBB", "#E69F00", "#0072B2", "#CC79A7"), ("", "//", "", ".."), strict=False)):
+        x = np.arange(len(values)) + (i - (len(names) - 1) / 2) * 0.8 / len(names)
+        runs = [100 * np.asarray(group[name]) for group in values.values()]
+        mean = np.array([r.mean() for r in runs])
+        spread = np.array([[m - r.min(), r.max() - m] for m, r in zip(mean, runs, strict=True)]).T
+        drawn = ax.bar(x, mean, 0.75 / len(names), yerr=spread, color=colour, hatch=hatch, edgecolor="white", capsize=3, label=name)
+        ax.bar_label(drawn, fmt="%.0f", fontsize=8, padding=1)
+    for x, group in enumerate(values):
+        if chance:
+            ax.plot([x - 0.45, x + 0.45], [100 * chance[group]] * 2, ":k", lw=1.2, label=None if x else "chance")
+    ax.set(xticks=range(len(values)), xticklabels=list(values), ylabel=ylabel)
+    ax.spines[["top", "right"]].set_visible(False)
+    figure.legend(fontsize=8, loc="outside upper center", ncols=len(names) + 1, frameon=False)
+    return figure
+
+
+def accuracy_over_dimension(curves: dict[str, dict[int, float]], full: dict[str, float], chance: float) -> Figure:
+    """Accuracy over the number of trained dimensions, one curve per backbone; full fine-tuning of each is a dashed line."""
+    figure, ax = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
+    for (name, curve), colour, marker in zip(curves.items(), ("#0072B2", "#D55E00"), "os", strict=True):
+        ax.plot(list(curve), [100 * a for a in curve.values()], color=colour, marker=marker, label=f"{name}, d dimensions")
+        ax.axhline(100 * full[name], color=colour, ls="--", lw=1.2, marker=marker, label=f"{name}, full fine-tuning")
+    ax.axhline(100 * chance, color="black", ls=":", lw=1, label="chance")
+    ax.set(xscale="log", xlabel="trained dimensions d", ylabel="test accuracy (%)")
+    ticks = list(next(iter(curves.values())))
+    ax.set_xticks(ticks, [str(d) for d in ticks])
+    ax.minorticks_off()
+    ax.grid(alpha=0.3)
+    figure.legend(fontsize=8, loc="outside right upper", frameon=False)
+    return figure
+
+
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure (the suffix says the format), atomically, and close it."""
     path = Path(path)
@@ -114,3 +232,16 @@ def _figure(ax: Axes) -> Figure:
     figure = ax.figure
     assert isinstance(figure, Figure)
     return figure
+
+
+def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, colour: str) -> None:
+    ax.add_patch(Rectangle((x, y), width, height, facecolor=colour, edgecolor="black"))
+    ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=10)
+
+
+def _image(ax: Axes, image: Tensor, title: str = "", frame: str | None = None, alpha: float = 1.0) -> None:
+    """Draw [3, S, S] in [-1, 1] without ticks."""
+    ax.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy(), alpha=alpha)
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title, fontsize=7, pad=2)
+    ax.spines[:].set(visible=frame is not None, color=frame or "none", linewidth=2.5)

@@ -108,11 +108,11 @@ def merge(model: Tuned) -> nn.Module:
     """
     if model.method.unmergeable:
         raise VTError(f"{_name(model.method)} cannot be merged: {model.method.unmergeable}; use the tuned model as it is")
-    plain: Any = copy.deepcopy(model.backbone).requires_grad_(False)
+    plain: Any = copy.deepcopy(model.backbone)
     _merge_children(plain)
     plain.reset_classifier(model.num_classes)
     plain.get_classifier().load_state_dict(model.head.state_dict())
-    return plain.to(model.head.weight.device).eval()
+    return plain.to(model.head.weight.device).requires_grad_(True).eval()  # as any backbone that was just loaded
 
 
 def _merge_children(module: nn.Module) -> None:

@@ -28,7 +28,7 @@ class ScaleShift(nn.Module):
         operation = self.operation
         operation.weight *= self.scale.view(-1, *[1] * (operation.weight.ndim - 1))
         bias = self.shift if operation.bias is None else self.scale * operation.bias + self.shift
-        operation.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+        operation.bias = nn.Parameter(bias.detach().clone())
         return operation
 
 

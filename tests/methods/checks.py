@@ -1,0 +1,195 @@
+"""What every method must pass, as plain functions of a method's name: `test_methods.py` runs them over all of `vt.METHODS`."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vtlite as vt
+from tests.conftest import make_tiny
+from vtlite.methods.base import find_method
+
+CLASSES = 3
+# Settings for a backbone of width 24 and 2 blocks; everything else is the method's default.
+SMALL: dict[str, dict[str, Any]] = {"adaptformer": {"bottleneck": 4, "dropout": 0.0}, "lora": {"rank": 2}, "vpt_deep": {"num_prompts": 3}}
+
+
+def batch(count: int = 5) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, 32, 32, generator=g), torch.arange(count) % CLASSES
+
+
+def tuned(name: str, backbone: nn.Module | None = None, seed: int = 0) -> vt.Tuned:
+    return vt.tune(backbone or make_tiny(), name, num_classes=CLASSES, seed=seed, **SMALL.get(name.split("/")[-1], {}))
+
+
+def trained(name: str, backbone: nn.Module | None = None) -> vt.Tuned:
+    """A tuned model whose every trainable value was moved away from its start."""
+    model = tuned(name, backbone)
+    g = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=g)
+    return model
+
+
+def step(model: vt.Tuned, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
+    optimizer.zero_grad()
+    loss = model.method.backward(model, images, labels)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def starts_as_the_backbone_or_says_why(name: str) -> None:
+    images, _ = batch()
+    backbone, model = make_tiny(), tuned(name)
+    same = torch.allclose(model.features(images), backbone(images), atol=1e-6)
+    assert same == (not find_method(name).identity), find_method(name).identity
+
+
+def leaves_the_backbone_alone(name: str) -> None:
+    backbone = make_tiny()
+    modules, values = str(backbone), {key: t.clone() for key, t in backbone.state_dict().items()}
+    flags = [p.requires_grad for p in backbone.parameters()]
+    model, (images, labels) = tuned(name, backbone), batch()
+    step(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0), images, labels)
+    assert str(backbone) == modules
+    assert [p.requires_grad for p in backbone.parameters()] == flags
+    assert all(torch.equal(values[key], t) for key, t in backbone.state_dict().items())
+
+
+def trains_only_what_it_declares(name: str) -> None:
+    model, (images, labels) = tuned(name), batch()
+    frozen = {key: p.detach().clone() for key, p in model.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)  # all parameters: only the flags protect the frozen
+    for _ in range(2):
+        step(model, optimizer, images, labels)
+    now = dict(model.named_parameters())
+    assert all(torch.equal(value, now[key]) for key, value in frozen.items())
+    assert model.head.weight.requires_grad
+
+
+def gradients_reach_everything_within_two_steps(name: str) -> None:
+    model, (images, labels) = tuned(name), batch()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    reached: set[str] = set()
+    for _ in range(2):
+        step(model, optimizer, images, labels)
+        reached |= {key for key, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert reached == {key for key, p in model.named_parameters() if p.requires_grad}
+
+
+def loss_falls_on_a_fixed_batch(name: str) -> None:
+    model, (images, labels) = tuned(name), batch(9)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = [step(model, optimizer, images, labels) for _ in range(25)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def merged_equals_unmerged(name: str) -> None:
+    images, _ = batch()
+    model = trained(name).eval()
+    before = model(images)
+    if reason := find_method(name).unmergeable:
+        with pytest.raises(vt.VTError, match="cannot be merged") as error:
+            vt.merge(model)
+        assert reason in str(error.value)
+        return
+    plain: Any = vt.merge(model)
+    assert torch.allclose(plain(images), before, atol=1e-5, rtol=1e-5)
+    assert torch.equal(model(images), before)
+    like = make_tiny(depth=len(plain.blocks), num_classes=CLASSES)  # a plain ViT: the same modules under the same names
+    assert [(key, type(m)) for key, m in plain.named_modules()] == [(key, type(m)) for key, m in like.named_modules()]
+    assert all(p.requires_grad for p in plain.parameters())
+
+
+def delta_round_trip(name: str, folder: Path) -> None:
+    images, _ = batch()
+    model, fresh = trained(name), tuned(name, seed=7)
+    vt.save_delta(model, folder / "delta.safetensors")
+    assert not torch.equal(fresh(images), model(images))
+    vt.load_delta(fresh, folder / "delta.safetensors")
+    assert torch.equal(fresh(images), model(images))
+    bytes_of_values = 4 * vt.count_parameters(model)[0]
+    assert bytes_of_values <= (folder / "delta.safetensors").stat().st_size <= bytes_of_values + 8192  # nothing frozen was written
+
+
+def works_on_timm_as_on_ours(name: str) -> None:
+    timm_vit = pytest.importorskip("timm").models.vision_transformer.VisionTransformer
+    ours = make_tiny()
+    theirs = timm_vit(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=5)
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    images, labels = batch()
+    a, b = tuned(name, ours), tuned(name, theirs)
+    optimizers = [torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.1) for m in (a, b)]
+    for _ in range(2):
+        losses = [step(m, o, images, labels) for m, o in zip((a, b), optimizers, strict=True)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert torch.allclose(a(images), b(images), atol=1e-5)
+    assert {key for key, p in a.named_parameters() if p.requires_grad} == {key for key, p in b.named_parameters() if p.requires_grad}
+    assert a.fingerprint == b.fingerprint  # so that a delta made on one loads on the other
+
+
+def same_seed_same_model(name: str) -> None:
+    first, again, other = (tuned(name, seed=seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+    state = torch.random.get_rng_state()
+    tuned(name)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def works_with_mean_pooling_and_layer_scale(name: str) -> None:
+    backbone = make_tiny(global_pool="avg", init_values=0.5)
+    images, labels = batch()
+    model = trained(name, backbone)
+    loss = model.method.backward(model, images, labels)
+    assert math.isfinite(loss)
+    if not find_method(name).unmergeable:
+        assert torch.allclose(vt.merge(model)(images), model(images), atol=1e-5, rtol=1e-5)
+
+
+def runs_compiled(name: str) -> None:
+    model, (images, labels) = trained(name), batch()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    assert torch.allclose(compiled(images), model(images), atol=1e-5)
+    model.method.loss(compiled, images, labels).backward()
+    by_compiled = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.method.backward(model, images, labels)
+    assert all(torch.allclose(by_compiled[key], p.grad, atol=1e-5) for key, p in model.named_parameters() if p.grad is not None)
+
+
+def runs_in_bfloat16(name: str) -> None:
+    model, (images, labels) = trained(name), batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.method.loss(model, images, labels)
+    loss.backward()
+    assert float(loss) == pytest.approx(float(model.method.loss(model, images, labels)), rel=0.05)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def runs_as_a_pure_function(name: str) -> None:
+    model, (images, _) = trained(name), batch()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1.1)
+    values = {key: p.detach() for key, p in other.named_parameters()}
+    assert torch.allclose(torch.func.functional_call(model, values, images), other(images), atol=1e-6)
+
+
+def frozen_modules_stay_in_eval_mode(name: str) -> None:
+    model = tuned(name).train()
+    for key, module in model.named_modules():
+        flags = [p.requires_grad for p in module.parameters()]
+        if flags:
+            assert module.training == any(flags), key

@@ -1,0 +1,103 @@
+"""One suite for all methods. A new method is in it by being in `vt.METHODS`; only its published count is added below."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vtlite as vt
+from tests.methods import checks
+
+# Trained on ViT-B/16 without the head, with the settings given: ../methods' sheets, computed from shapes and checked with the papers' figures.
+PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
+    ("full", {}, 85_798_656),
+    ("linear", {}, 0),
+    ("vpt_deep", {"num_prompts": 50}, 460_800),  # 12 blocks * 50 * 768
+    ("vpt_deep", {"num_prompts": 10}, 92_160),
+    ("adaptformer", {}, 1_189_632),  # 12 * (2 * 768 * 64 + 64 + 768)
+    ("adaptformer", {"bottleneck": 8}, 156_768),
+    ("lora", {}, 294_912),  # 12 * 2 * 2 * 768 * 8: V-PETL Bench prints 0.29 M
+    ("lora", {"rank": 4}, 147_456),
+    ("lora", {"rank": 8, "targets": "qkv"}, 442_368),
+    ("bitfit", {}, 102_912),  # V-PETL Bench: 0.10 M
+    ("ssf", {}, 205_824),  # V-PETL Bench: 0.21 M
+    ("kd", {}, 43_271_424),  # 6 blocks of 7,087,872, embeddings 742,656, norm 1,536
+]
+
+
+@pytest.fixture(params=list(vt.METHODS), ids=lambda key: key.rsplit("/", 1)[-1])
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def vit_b16() -> Any:
+    return vt.create_backbone("vit_base_patch16_224", device="meta")
+
+
+@pytest.mark.parametrize(("method", "settings", "count"), PUBLISHED, ids=lambda value: str(value) if not isinstance(value, dict) else "")
+def test_published_parameter_count(method: str, settings: dict[str, Any], count: int, vit_b16: Any) -> None:
+    model = vt.tune(vit_b16, method, num_classes=100, **settings)
+    assert vt.count_parameters(model)[0] - (768 * 100 + 100) == count
+
+
+def test_every_method_has_a_published_count(name: str) -> None:
+    assert name.rsplit("/", 1)[-1] in {method for method, _, _ in PUBLISHED}
+
+
+def test_starts_as_the_backbone_or_says_why(name: str) -> None:
+    checks.starts_as_the_backbone_or_says_why(name)
+
+
+def test_leaves_the_backbone_alone(name: str) -> None:
+    checks.leaves_the_backbone_alone(name)
+
+
+def test_trains_only_what_it_declares(name: str) -> None:
+    checks.trains_only_what_it_declares(name)
+
+
+def test_gradients_reach_everything_within_two_steps(name: str) -> None:
+    checks.gradients_reach_everything_within_two_steps(name)
+
+
+def test_loss_falls_on_a_fixed_batch(name: str) -> None:
+    checks.loss_falls_on_a_fixed_batch(name)
+
+
+def test_merged_equals_unmerged(name: str) -> None:
+    checks.merged_equals_unmerged(name)
+
+
+def test_delta_round_trip(name: str, tmp_path: Path) -> None:
+    checks.delta_round_trip(name, tmp_path)
+
+
+def test_works_on_timm_as_on_ours(name: str) -> None:
+    checks.works_on_timm_as_on_ours(name)
+
+
+def test_same_seed_same_model(name: str) -> None:
+    checks.same_seed_same_model(name)
+
+
+def test_works_with_mean_pooling_and_layer_scale(name: str) -> None:
+    checks.works_with_mean_pooling_and_layer_scale(name)
+
+
+def test_runs_compiled(name: str) -> None:
+    checks.runs_compiled(name)
+
+
+def test_runs_in_bfloat16(name: str) -> None:
+    checks.runs_in_bfloat16(name)
+
+
+def test_runs_as_a_pure_function(name: str) -> None:
+    checks.runs_as_a_pure_function(name)
+
+
+def test_frozen_modules_stay_in_eval_mode(name: str) -> None:
+    checks.frozen_modules_stay_in_eval_mode(name)
