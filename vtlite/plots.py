@@ -131,7 +131,8 @@ def show_patches(image: Tensor, patch: int) -> Figure:
     """An image [3, S, S] in [-1, 1], beside the row of patches that the ViT reads, numbered in its order."""
     side = image.shape[-1] // patch
     figure = plt.figure(figsize=(8.5, 2.3), layout="constrained")
-    whole, right = figure.subfigures(1, 2, width_ratios=(1, 3))
+    parts: Any = figure.subfigures(1, 2, width_ratios=(1, 3))
+    whole, right = parts
     _image(whole.subplots(), image)
     for i, ax in enumerate(right.subplots(2, side * side // 2).flat):
         row, column = divmod(i, side)
@@ -170,7 +171,7 @@ def neighbours(queries: Tensor, found: dict[str, tuple[Tensor, Tensor]]) -> Figu
     """
     widths = [1, *(len(images[0]) for images, _ in found.values())]
     figure = plt.figure(figsize=(0.62 * sum(widths) + 0.6, 0.72 * len(queries) + 0.4), layout="constrained")
-    parts = figure.subfigures(1, len(widths), width_ratios=widths)
+    parts: Any = figure.subfigures(1, len(widths), width_ratios=widths)
     for row, ax in enumerate(np.ravel(parts[0].subplots(len(queries), 1))):
         _image(ax, queries[row])
     parts[0].suptitle("query", fontsize=9)
@@ -195,9 +196,9 @@ def grouped_bars(values: dict[str, dict[str, Sequence[float]]], ylabel: str, cha
         spread = np.array([[m - r.min(), r.max() - m] for m, r in zip(mean, runs, strict=True)]).T
         drawn = ax.bar(x, mean, 0.75 / len(names), yerr=spread, color=colour, hatch=hatch, edgecolor="white", capsize=3, label=name)
         ax.bar_label(drawn, fmt="%.0f", fontsize=8, padding=1)
-    for x, group in enumerate(values):
+    for i, group in enumerate(values):
         if chance:
-            ax.plot([x - 0.45, x + 0.45], [100 * chance[group]] * 2, ":k", lw=1.2, label=None if x else "chance")
+            ax.plot([i - 0.45, i + 0.45], [100 * chance[group]] * 2, ":k", lw=1.2, label=None if i else "chance")
     ax.set(xticks=range(len(values)), xticklabels=list(values), ylabel=ylabel)
     ax.spines[["top", "right"]].set_visible(False)
     figure.legend(fontsize=8, loc="outside upper center", ncols=len(names) + 1, frameon=False)

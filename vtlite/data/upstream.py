@@ -1,4 +1,4 @@
-"""What the embedded backbones are pre-trained on: Noto emoji (94 sub-categories) and photographs of five kinds of clothing.
+"""What the embedded backbones are pre-trained on: Noto emoji (98 sub-categories) and photographs of five kinds of clothing.
 
 None of these images is in a downstream task: `twemoji` has another drawing style, `fashion` the five other classes.
 """
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from vtlite.data import draw
 from vtlite.data.sheets import TILE, emoji, fashion
 
-EMOJI_REPEATS = 4  # 1,905 drawings of 94 kinds need to be seen more often than 5,000 photographs of five
+EMOJI_REPEATS = 4  # 1,905 drawings of 98 kinds need to be seen more often than 5,000 photographs of five
 
 
 class Upstream(Dataset[tuple[Tensor, int]]):

@@ -73,7 +73,8 @@ def method(key: str) -> Callable[[M], M]:
 
 def find_method(name: str) -> type[Method]:
     """A method's class by its full key or the last part of it. Raises `VTError` with the nearest names."""
-    found = [cls for key, cls in METHODS.items() if name in (key, key.rsplit("/", 1)[-1])]
+    wanted = str(name).replace("-", "_")
+    found = [cls for key, cls in METHODS.items() if wanted in (key, key.rsplit("/", 1)[-1])]
     if not found:
         raise unknown("method", name, [key.rsplit("/", 1)[-1] for key in METHODS])
     return found[0]

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vtlite.storage import VTError, atomic_write, load_tensors, save_tensors, unknown
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    return path
+
+
+def only_the_old_is_there(path: Path) -> bool:
+    return path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_error_while_writing_leaves_the_old_file(old: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), atomic_write(old) as temporary:  # noqa: PT012
+        temporary.write_text("half of the new")
+        raise error
+    assert only_the_old_is_there(old)
+
+
+def test_a_full_disk_is_a_sentence(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(VTError, match=r"could not write .*file.txt: No space left on device; the file that was there before is unchanged"):
+        save_tensors(old, {"a": torch.ones(2)}, {})
+    assert only_the_old_is_there(old)
+
+
+def test_a_killed_process_leaves_the_old_file_whole(old: Path) -> None:
+    code = (
+        "import os, signal, sys; from vtlite.storage import atomic_write\n"
+        "with atomic_write(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(old)], cwd=Path(__file__).parents[1], timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert old.read_text() == "old"
+
+
+def test_a_new_file_has_ordinary_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    with atomic_write(tmp_path / "atomic") as temporary:
+        temporary.write_text("")
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_missing_folder_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(VTError, match="expected an existing folder to write x into"), atomic_write(tmp_path / "none" / "x"):
+        pass
+
+
+def test_tensors_and_metadata_round_trip(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor(3, dtype=torch.int64)}  # not contiguous; no dimensions
+    save_tensors(tmp_path / "t", tensors, {"settings": {"rank": 4}, "name": "x"})
+    loaded, metadata = load_tensors(tmp_path / "t")
+    assert all(torch.equal(loaded[key], tensors[key]) for key in tensors)
+    assert metadata == {"settings": {"rank": 4}, "name": "x"}
+
+
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_recognised_and_never_opened(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    for name, write in (("a.pt", lambda p: torch.save(Evil(mark), p)), ("b.safetensors", lambda p: p.write_bytes(pickle.dumps(Evil(mark))))):
+        write(tmp_path / name)
+        with pytest.raises(VTError, match="is a pickled PyTorch checkpoint"):
+            load_tensors(tmp_path / name)
+    assert not mark.exists()
+    pickle.loads((tmp_path / "b.safetensors").read_bytes())  # the trap works: only vtlite did not step into it
+    assert mark.exists()
+
+
+def test_the_nearest_names_come_first_and_few_names_are_listed() -> None:
+    assert str(unknown("task", "digts", ["digits", "twemoji"])) == "unknown task 'digts': did you mean 'digits'?"
+    assert str(unknown("task", "zzz", ["digits", "twemoji"])) == "unknown task 'zzz': choose from digits, twemoji"

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+import vtlite as vt
+from tests.conftest import make_tiny
+from vtlite.training import _Run, parameter_groups
+
+
+def data(count: int = 30, classes: int = 3, seed: int = 0) -> TensorDataset:
+    g = torch.Generator().manual_seed(seed)
+    return TensorDataset(torch.randn(count, 3, 32, 32, generator=g), torch.randint(classes, (count,), generator=g))
+
+
+def tuned(name: str = "lora", **settings: object) -> vt.Tuned:
+    return vt.tune(make_tiny(), name, num_classes=3, **settings)
+
+
+def fit(model: vt.Tuned, train: TensorDataset | None = None, **arguments: object) -> list[dict[str, float]]:
+    return vt.fit(model, data() if train is None else train, **{"epochs": 3, "batch_size": 8, "progress": False, **arguments})  # type: ignore[arg-type]
+
+
+def values(model: vt.Tuned) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize(("name", "settings"), [("lora", {}), ("adaptformer", {"dropout": 0.5}), ("linear", {}), ("kd", {"teacher_epochs": 1})])
+def test_the_seed_decides_everything(name: str, settings: dict) -> None:
+    models = [tuned(name, **settings) for _ in range(3)]
+    histories = [fit(model, seed=seed) for model, seed in zip(models, (0, 0, 1), strict=True)]
+    assert torch.equal(values(models[0]), values(models[1]))
+    assert [row["loss"] for row in histories[0]] == [row["loss"] for row in histories[1]]
+    assert not torch.equal(values(models[0]), values(models[2]))
+
+
+def test_torchs_own_generator_is_left_alone() -> None:
+    state = torch.random.get_rng_state()
+    fit(tuned())
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_history_tells_what_happened() -> None:
+    model, train, val = tuned("full"), data(), data(10, seed=1)
+    history = fit(model, train, val=val, epochs=4)
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    assert history[-1]["val_accuracy"] == vt.evaluate(model, val)["accuracy"]
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert not model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_methods_own_learning_rate_is_the_default() -> None:
+    a, b = tuned(), tuned()
+    fit(a)
+    fit(b, lr=a.method.lr)
+    assert torch.equal(values(a), values(b))
+
+
+KILLED = """
+import os, signal, sys, torch
+from tests.test_training import data, tuned, values, fit
+torch.set_num_threads(1)
+calls = 0
+def die(images):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return images
+fit(tuned("adaptformer", dropout=0.5), epochs=4, augment=die, checkpoint=sys.argv[1])
+"""
+
+
+def test_a_killed_run_continues_to_the_same_result(tmp_path: Path) -> None:
+    whole, path = tuned("adaptformer", dropout=0.5), tmp_path / "run.safetensors"
+    history = fit(whole, epochs=4, augment=lambda images: images)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path), "10"], cwd=Path(__file__).parents[1], env={**os.environ}, timeout=120)
+    assert killed.returncode == -signal.SIGKILL  # in the third epoch: four batches make one
+    continued = tuned("adaptformer", dropout=0.5)
+    again = fit(continued, epochs=4, augment=lambda images: images, checkpoint=path)
+    assert torch.equal(values(continued), values(whole))
+    assert [row["loss"] for row in again] == [row["loss"] for row in history]
+    assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first, second = tuned(), tuned()
+    fit(first, checkpoint=tmp_path / "run.safetensors")
+    fit(second, checkpoint=tmp_path / "run.safetensors", augment=lambda images: pytest.fail("trained again"))
+    assert torch.equal(values(first), values(second))
+
+
+def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    fit(tuned(), checkpoint=path)
+    with pytest.raises(vt.VTError, match=r"belongs to another run \(epochs, seed differ\); delete it or give another path"):
+        fit(tuned(), checkpoint=path, epochs=5, seed=1)
+
+
+def test_cached_features_train_the_same_head() -> None:
+    cached, plain = tuned("linear"), tuned("linear")
+    seen: list[int] = []
+    cached.backbone.patch_embed.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    fit(cached, epochs=5, val=data(10, seed=1))
+    assert sum(seen) == 30 + 10  # every image once, whatever the number of epochs
+    fit(plain, epochs=5, augment=lambda images: images)  # augmented images have no fixed features
+    assert torch.allclose(values(cached), values(plain), atol=1e-5)
+
+
+def unchanged(call, model: vt.Tuned, error: type[BaseException], match: str) -> None:
+    before = values(model)
+    with pytest.raises(error, match=match):
+        call()
+    assert torch.equal(values(model), before)
+    assert not model.training
+
+
+@pytest.mark.parametrize("name", ["full", "linear"])
+@pytest.mark.parametrize("label", [3, -1])
+def test_labels_out_of_range_leave_the_model_alone(name: str, label: int) -> None:
+    train, model = data(), tuned(name)
+    train.tensors[1][20] = label
+    unchanged(lambda: fit(model, train), model, vt.VTError, "expected labels from 0 to 2, found .* tune with the task's num_classes")
+    with pytest.raises(vt.VTError, match="expected labels from 0 to 2"):
+        vt.evaluate(model, train)
+
+
+@pytest.mark.parametrize("name", ["full", "linear"])
+def test_a_nan_pixel_is_named(name: str) -> None:
+    train, model = data(), tuned(name)
+    train.tensors[0][17, 1, 5, 5] = math.nan
+    unchanged(lambda: fit(model, train), model, vt.VTError, "NaN or infinity in an image")
+
+
+def test_a_diverging_run_names_step_and_learning_rate() -> None:
+    model = tuned("full")
+    unchanged(lambda: fit(model, lr=1e30, warmup=0.0), model, vt.VTError, r"the loss became (nan|inf) at step \d+ with learning rate \S+e\+\d\d; lower lr")
+
+
+def test_an_interruption_leaves_the_model_as_it_was() -> None:
+    model, calls = tuned("full"), 0
+
+    def interrupt(images: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return images
+
+    unchanged(lambda: fit(model, augment=interrupt), model, KeyboardInterrupt, "^$")
+
+
+def test_an_empty_data_set_is_an_error() -> None:
+    empty = TensorDataset(torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.long))
+    model = tuned()
+    unchanged(lambda: fit(model, empty), model, vt.VTError, "expected at least one image in the training data")
+    with pytest.raises(vt.VTError, match="expected at least one image in the evaluation data"):
+        vt.evaluate(model, empty)
+
+
+@pytest.mark.parametrize("arguments", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": -1.0}, {"lr": math.nan}])
+def test_settings_out_of_range(arguments: dict) -> None:
+    with pytest.raises(vt.VTError, match="expected epochs and batch_size of at least 1 and lr above 0"):
+        fit(tuned(), **arguments)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    run = _Run(tuned(), data(40), None, 10, 1.0, 0, 8, 0.0, 0.2, None)  # 50 steps, the first 10 rising
+    rates = [run.lr_at(step) for step in range(51)]
+    assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
+    assert rates[10] == max(rates) == 1.0
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[30] == pytest.approx(0.5)
+    assert rates[50] == pytest.approx(0.0)
+
+
+def test_only_matrices_decay() -> None:
+    model = tuned("full")
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, rest = ({names[id(p)] for p in group["params"]} for group in parameter_groups(model, 0.1))
+    assert decayed | rest == set(names.values())
+    assert {"backbone.pos_embed", "backbone.cls_token", "backbone.norm.weight", "head.bias"} <= rest
+    assert {"backbone.blocks.0.attn.qkv.weight", "backbone.patch_embed.proj.weight", "head.weight"} <= decayed
+
+
+def test_evaluate_by_hand_and_in_eval_mode() -> None:
+    model, test = tuned("adaptformer", dropout=0.5), data(17)
+    logits = model(test.tensors[0])
+    expected = {
+        "accuracy": float((logits.argmax(1) == test.tensors[1]).float().mean()),
+        "loss": F.cross_entropy(logits, test.tensors[1]).item(),
+    }
+    model.train()
+    assert vt.evaluate(model, test, batch_size=5) == pytest.approx(expected)
+    assert model.training
