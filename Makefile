@@ -1,9 +1,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/notebooks/sanitize.cfg
+# Two test processes of one thread each: threads of two processes on the same cores would wait for each other.
+ONE := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help tour test notebooks-test lint lab benchmark clean
+.PHONY: help tour test notebooks lint lab benchmark clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -12,8 +14,8 @@ tour: .venv/.core  ## set everything up, then tune with one method of each group
 	$(BIN)/python -m vtlite tour
 
 test: .venv/.dev lint  ## every test and every notebook
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(NBVAL) notebooks
+	$(ONE) $(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(ONE) $(BIN)/python -m pytest -n 2 --dist loadfile $(NBVAL) notebooks
 
 lint: .venv/.dev  ## ruff and mypy
 	$(BIN)/ruff check .

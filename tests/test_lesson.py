@@ -60,6 +60,8 @@ def test_bars_and_curves_show_the_given_values() -> None:
     heights = [patch.get_height() for patch in plots.grouped_bars(values, "accuracy", {"a": 0.1, "b": 0.2}).axes[0].patches]
     assert heights == pytest.approx([30, 10, 50, 90])  # by name, then by group
     ax = plots.accuracy_over_dimension({"p": {8: 0.5, 32: 0.7}, "r": {8: 0.2, 32: 0.3}}, {"p": 0.8, "r": 0.4}, 0.1).axes[0]
-    assert [list(line.get_ydata()) for line in ax.get_lines()] == [pytest.approx(y) for y in ([50, 70], [80, 80], [20, 30], [40, 40], [10, 10])]
+    assert [list(line.get_ydata()) for line in ax.get_lines()] == [
+        pytest.approx(y) for y in ([50, 70], [80, 80], [20, 30], [40, 40], [10, 10])
+    ]
     assert plots.tuning_idea().axes[0].texts
     plt.close("all")

@@ -83,7 +83,10 @@ class Evil:
 
 def test_a_pickle_is_recognised_and_never_opened(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
-    for name, write in (("a.pt", lambda p: torch.save(Evil(mark), p)), ("b.safetensors", lambda p: p.write_bytes(pickle.dumps(Evil(mark))))):
+    for name, write in (
+        ("a.pt", lambda p: torch.save(Evil(mark), p)),
+        ("b.safetensors", lambda p: p.write_bytes(pickle.dumps(Evil(mark)))),
+    ):
         write(tmp_path / name)
         with pytest.raises(VTError, match="is a pickled PyTorch checkpoint"):
             load_tensors(tmp_path / name)

@@ -62,3 +62,10 @@ def test_the_default_tour_visits_all_five_groups() -> None:
     from vtlite.methods.base import find_method
 
     assert {find_method(name).key.split("/")[0] for name in tour.METHODS} == {"finetuning", "prompt", "adapter", "parameter", "remapping"}
+
+
+def test_the_readme_shows_the_committed_tour() -> None:
+    root = Path(__file__).parents[1]
+    rows = json.loads((root / "benchmarks/tour.json").read_text())
+    assert [row["method"].split("/")[-1] for row in rows] == list(tour.METHODS)
+    assert tour.markdown(rows) in (root / "README.md").read_text()

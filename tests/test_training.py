@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,9 @@ def values(model: vt.Tuned) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize(("name", "settings"), [("lora", {}), ("adaptformer", {"dropout": 0.5}), ("linear", {}), ("kd", {"teacher_epochs": 1})])
+@pytest.mark.parametrize(
+    ("name", "settings"), [("lora", {}), ("adaptformer", {"dropout": 0.5}), ("linear", {}), ("kd", {"teacher_epochs": 1})]
+)
 def test_the_seed_decides_everything(name: str, settings: dict) -> None:
     models = [tuned(name, **settings) for _ in range(3)]
     histories = [fit(model, seed=seed) for model, seed in zip(models, (0, 0, 1), strict=True)]
@@ -145,7 +148,8 @@ def test_a_nan_pixel_is_named(name: str) -> None:
 
 def test_a_diverging_run_names_step_and_learning_rate() -> None:
     model = tuned("full")
-    unchanged(lambda: fit(model, lr=1e30, warmup=0.0), model, vt.VTError, r"the loss became (nan|inf) at step \d+ with learning rate \S+e\+\d\d; lower lr")
+    sentence = r"the loss became (nan|inf) at step \d+ with learning rate \S+e\+\d\d; lower lr"
+    unchanged(lambda: fit(model, lr=1e30, warmup=0.0), model, vt.VTError, sentence)
 
 
 def test_an_interruption_leaves_the_model_as_it_was() -> None:
@@ -180,7 +184,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     rates = [run.lr_at(step) for step in range(51)]
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert rates[10] == max(rates) == 1.0
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[10:]))
     assert rates[30] == pytest.approx(0.5)
     assert rates[50] == pytest.approx(0.0)
 

@@ -127,6 +127,32 @@ def tuning_idea() -> Figure:
     return figure
 
 
+def five_groups() -> Figure:
+    """What trains in each of the survey's five groups: a frozen network is grey, what trains is blue."""
+    figure, axes = plt.subplots(1, 5, figsize=(10, 3.1), layout="constrained")
+    for ax, group in zip(axes, GROUP_STYLE, strict=True):
+        student = group == "remapping"
+        for i in range(3):
+            _box(ax, 0, 1 + 1.1 * i, 1.6, 0.8, "block", _TRAINED if group == "finetuning" else "#DDDDDD")
+            if group == "prompt":
+                _box(ax, 1.75, 1.15 + 1.1 * i, 0.45, 0.5, "P", _TRAINED)
+            elif group == "adapter":
+                _box(ax, 1.75, 1.2 + 1.1 * i, 0.9, 0.4, "bottleneck", _TRAINED, fontsize=6)
+            elif group == "parameter":
+                ax.add_patch(Rectangle((1.25, 1 + 1.1 * i), 0.35, 0.8, facecolor=_TRAINED, edgecolor="black"))
+                ax.text(1.425, 1.4 + 1.1 * i, r"$\Delta$", ha="center", va="center", fontsize=8)
+        if student:
+            _box(ax, 2.3, 1, 1.0, 0.8, "block", _TRAINED)
+            ax.annotate("", (2.8, 1.9), (1.7, 3.2), arrowprops={"arrowstyle": "->", "ls": "--"})
+            ax.text(2.4, 2.8, "answers", fontsize=8)
+        _box(ax, 2.3 if student else 0, 4.4, 1.0 if student else 1.6, 0.5, "head", _TRAINED)
+        ax.text(0, 0.6, "image tokens", fontsize=8)
+        ax.set_title(GROUP_LABEL[group], fontsize=10, loc="left")
+        ax.set(xlim=(-0.1, 3.4), ylim=(0.4, 5.1))
+        ax.axis("off")
+    return figure
+
+
 def show_patches(image: Tensor, patch: int) -> Figure:
     """An image [3, S, S] in [-1, 1], beside the row of patches that the ViT reads, numbered in its order."""
     side = image.shape[-1] // patch
@@ -235,9 +261,9 @@ def _figure(ax: Axes) -> Figure:
     return figure
 
 
-def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, colour: str) -> None:
+def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, colour: str, fontsize: int = 10) -> None:
     ax.add_patch(Rectangle((x, y), width, height, facecolor=colour, edgecolor="black"))
-    ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=10)
+    ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=fontsize)
 
 
 def _image(ax: Axes, image: Tensor, title: str = "", frame: str | None = None, alpha: float = 1.0) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -36,11 +36,15 @@ def load_folder(path: str | Path, image_size: int) -> Task:
         try:
             splits.append(datasets.ImageFolder(path / name, transform=_transform(image_size), loader=_read))
         except FileNotFoundError as error:
-            raise VTError(f"expected images in every class folder of {path / name}, found none in some ({str(error).split('.')[0]})") from error
+            raise VTError(
+                f"expected images in every class folder of {path / name}, found none in some ({str(error).split('.')[0]})"
+            ) from error
     train, test = splits
     if train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes))
-        raise VTError(f"expected the same class folders in {path / 'train'} and {path / 'test'}, found {', '.join(differing)} in only one of them")
+        raise VTError(
+            f"expected the same class folders in {path / 'train'} and {path / 'test'}, found {', '.join(differing)} in only one of them"
+        )
     return _task(f"folder:{path}", train, test, train.classes, f"images of {path}")
 
 
@@ -53,7 +57,9 @@ def load_torchvision(name: str, root: str | Path, image_size: int) -> Task:
     if name not in available:
         raise unknown("torchvision data set", name, available)
     cls = getattr(datasets, name)
-    test_splits: list[dict[str, Any]] = [{"train": False}] if "train" in inspect.signature(cls).parameters else [{"split": "test"}, {"split": "val"}]
+    test_splits: list[dict[str, Any]] = (
+        [{"train": False}] if "train" in inspect.signature(cls).parameters else [{"split": "test"}, {"split": "val"}]
+    )
     train_split = {"train": True} if "train" in test_splits[0] else {"split": "trainval" if name == "OxfordIIITPet" else "train"}
     transform = _transform(image_size)
     train = _open(cls, root, train_split, transform)
@@ -91,8 +97,8 @@ def _task(name: str, train: Any, test: Any, classes: Sequence[str], description:
     held_out = torch.randperm(len(test), generator=g)[:MAX_TEST].tolist()
     if len(order) < 2 or not held_out:
         raise VTError(f"expected at least two training images and one test image in {name}, found {len(order)} and {len(held_out)}")
-    subsets = [Subset(train, order[:cut]), Subset(train, order[cut:]), Subset(test, held_out)]
-    return Task(name, "natural", *cast(list[Dataset[tuple[Tensor, int]]], subsets), tuple(map(str, classes)), description)
+    splits: list[Dataset[tuple[Tensor, int]]] = [Subset(train, order[:cut]), Subset(train, order[cut:]), Subset(test, held_out)]
+    return Task(name, "natural", splits[0], splits[1], splits[2], tuple(map(str, classes)), description)
 
 
 def _transform(size: int) -> v2.Compose:
