@@ -35,6 +35,7 @@ GROUP_LABEL = {
     "parameter": "parameter tuning",
     "remapping": "remapping tuning",
 }
+_LINES = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#999999")
 _TRAINED = "#8CC8F0"  # a pale blue that black text stands out from
 
 
@@ -96,12 +97,13 @@ def bars(
 
 def learning_curves(histories: dict[str, list[dict[str, float]]], value: str = "val_accuracy", title: str = "") -> Figure:
     """One line per history of `fit`: `value` over epochs."""
-    figure, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    for (name, history), colour in zip(histories.items(), plt.get_cmap("cividis")(np.linspace(0, 0.9, len(histories))), strict=True):
-        ax.plot([row["epoch"] for row in history], [row[value] for row in history], marker="o", ms=3, color=colour, label=name)
+    figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    for i, (name, history) in enumerate(histories.items()):  # colour and marker differ, so that neither is needed
+        colour, marker = _LINES[i % len(_LINES)], "os^DvPX*"[i % 8]
+        ax.plot([row["epoch"] for row in history], [row[value] for row in history], marker=marker, ms=4, color=colour, label=name)
     ax.set(xlabel="epoch", ylabel=value.replace("_", " "), title=title)
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper", frameon=False)
     return figure
 
 
