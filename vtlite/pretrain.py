@@ -23,7 +23,7 @@ A Vision Transformer with timm's names: {parameters:,} parameters without head, 
   (AdamW, weight decay {weight_decay}, batch {batch_size}, {warmup:.0%} warm-up, cosine), {seen:,} augmented images, {minutes:.0f} minutes on
   {threads} CPU threads, torch {torch}, vtlite {version}. The same seed gives the same weights on the same machine and number of threads; a
   run that was stopped continues.
-- **Data** (`vtlite/data/upstream.py`): 1,905 Noto emoji in 98 sub-categories (Apache-2.0) and 5,000 Fashion-MNIST training photographs of five
+- **Data** (`vtlite/data/upstream.py`): 1,906 Noto emoji in 98 sub-categories (Apache-2.0) and 5,000 Fashion-MNIST training photographs of five
   classes (MIT), recoloured, moved and laid on random backgrounds. None of these images, and none of the five other clothing classes, is in
   a downstream task.
 - **Upstream accuracy**: {accuracy:.3f} over the {classes} classes, on freshly augmented training images (there is no upstream test set).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def create_backbone(name: str, device: str | torch.device | None = None, **overr
     architecture = _TORCHVISION.get(architecture, architecture)
     if architecture not in ARCHITECTURES:
         raise unknown("backbone", name, (*ARCHITECTURES, *_TORCHVISION))
-    arguments = VisionTransformer.__init__.__annotations__
+    arguments = [name for name in VisionTransformer.__init__.__annotations__ if name != "return"]
     for argument in overrides:
         if argument not in arguments:
             raise unknown("backbone argument", argument, arguments)
@@ -64,6 +65,8 @@ def load_backbone(name_or_path: str | Path, num_heads: int | None = None) -> Any
     tensors, metadata = load_tensors(path)
     tensors = {key: tensor.float() for key, tensor in tensors.items() if not key.startswith("head.")}
     heads = num_heads or metadata.get("num_heads")
+    if heads is not None and not str(heads).isdigit():
+        raise VTError(f"expected a number of heads, found {heads!r} in {path}; pass num_heads=...")
     return _vit_from_tensors(tensors, int(str(heads)) if heads else None, path).eval()
 
 
@@ -75,16 +78,16 @@ def save_backbone(backbone: VisionTransformer, path: str | Path, half: bool = Fa
 
 def _vit_from_tensors(tensors: dict[str, Tensor], num_heads: int | None, source: Path | str) -> VisionTransformer:
     """Read the architecture off the shapes, build it, load the weights strictly."""
-    needed = {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight"}
-    if missing := needed - set(tensors):
+    needed = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.attn.qkv.weight": 2, "blocks.0.mlp.fc1.weight": 2}
+    if missing := [f"{key} of {n} dimensions" for key, n in needed.items() if key not in tensors or tensors[key].ndim != n]:
         raise VTError(
-            f"{source} is not a ViT with timm's names: it lacks {', '.join(sorted(missing))}; "
+            f"{source} is not a ViT with timm's names: it lacks {', '.join(missing)}; "
             "a state dict from another library has to be renamed first"
         )
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
     if width % (num_heads or 64):
         raise VTError(
-            f"{source} does not say its number of heads, and its width {width} is no multiple of {num_heads or 64}; pass num_heads=..."
+            f"expected heads that divide the width {width} of {source}, found {num_heads or 'no number, and 64 does not'}; pass num_heads=..."
         )
     with torch.device("meta"):
         backbone = VisionTransformer(
@@ -93,7 +96,7 @@ def _vit_from_tensors(tensors: dict[str, Tensor], num_heads: int | None, source:
             in_chans=channels,
             global_pool="avg" if "fc_norm.weight" in tensors else "token",
             embed_dim=width,
-            depth=1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("blocks.")),
+            depth=1 + max(int(key.split(".")[1]) for key in tensors if re.match(r"blocks\.\d+\.", key)),
             num_heads=num_heads or width // 64,
             mlp_ratio=tensors["blocks.0.mlp.fc1.weight"].shape[0] / width,
             qkv_bias="blocks.0.attn.qkv.bias" in tensors,

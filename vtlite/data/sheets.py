@@ -17,7 +17,7 @@ TILE = 32
 
 @cache
 def emoji(style: str) -> tuple[Tensor, list[dict[str, str]]]:
-    """All emoji of one style ("noto" or "twemoji") -> RGBA [1905, 4, 32, 32] in [0, 1], and name, category, subcategory of each."""
+    """All emoji of one style ("noto" or "twemoji") -> RGBA [1906, 4, 32, 32] in [0, 1], and name, category, subcategory of each."""
     facts = json.loads((ASSETS / "emoji.json").read_text())
     return _tiles(f"{style}.webp", "RGBA", len(facts)), facts
 

@@ -121,8 +121,11 @@ def _twemoji(g: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, .
     sprites, facts = emoji("twemoji")
     classes = tuple(sorted({f["category"] for f in facts}))
     labels = torch.tensor([classes.index(f["category"]) for f in facts])
-    order = torch.randperm(len(facts), generator=g)
-    images = draw.over(draw.place(sprites[order], g), draw.backgrounds(len(facts), TILE, g))
+    # Some concepts share a drawing (a flag of two territories): one of each, or the test set would hold pictures of the training set.
+    drawings = ((sprites[:, :3] * sprites[:, 3:]) * 255).round().byte().flatten(1).numpy()
+    first = torch.tensor(list({drawing.tobytes(): i for i, drawing in reversed(list(enumerate(drawings)))}.values())).sort().values
+    order = first[torch.randperm(len(first), generator=g)]
+    images = draw.over(draw.place(sprites[order], g), draw.backgrounds(len(order), TILE, g))
     return images[:1000], labels[order][:1000], images[1000:], labels[order][1000:], classes
 
 
@@ -177,6 +180,8 @@ def load_task(name: str, image_size: int | None = None, root: str | Path = "data
     `"folder:PATH"` (PATH/train/CLASS/*.png and PATH/test/CLASS/*.png). `image_size` resizes every image to that side.
     Raises `VTError` for a name that does not exist, with the nearest ones that do.
     """
+    if image_size is not None and image_size < 1:
+        raise VTError(f"expected image_size of at least 1, found {image_size}")
     kind, _, rest = name.partition(":")
     if rest:
         from vtlite.data.folders import load_folder, load_torchvision

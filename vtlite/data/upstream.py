@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from vtlite.data import draw
 from vtlite.data.sheets import TILE, emoji, fashion
 
-EMOJI_REPEATS = 4  # 1,905 drawings of 98 kinds need to be seen more often than 5,000 photographs of five
+EMOJI_REPEATS = 4  # 1,906 drawings of 98 kinds need to be seen more often than 5,000 photographs of five
 
 
 class Upstream(Dataset[tuple[Tensor, int]]):

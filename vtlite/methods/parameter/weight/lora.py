@@ -38,7 +38,7 @@ class LoRALinear(nn.Module):
         low = F.linear(x, self.lora_A) * self.scale  # [..., rank * enabled]; B A itself is never formed
         updates = [F.linear(h, B) for h, B in zip(low.split(self.rank, dim=-1), self._factors_B(), strict=True)]
         for rows, update in zip(self.slices, updates, strict=True):
-            y[..., rows] += update
+            y[..., rows].add_(update)
         return y
 
     def merged(self) -> nn.Linear:
@@ -62,6 +62,8 @@ class LoRA(Method):
     Language Models", ICLR 2022, arXiv 2106.09685; github.com/microsoft/LoRA. On ViT-B/16 with rank 8 on queries and values:
     294,912 parameters. As in the original's fused layer, each of q, k, v has its own A and B. No dropout on the low-rank path.
     """
+
+    lr = 1e-2
 
     rank: int = 8  # inner width of the update; parameters grow in proportion
     alpha: float = 8.0  # the update is scaled by alpha / rank; kept while the rank changes

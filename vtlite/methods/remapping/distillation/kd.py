@@ -44,7 +44,6 @@ class KD(Method):
     weight: float = 0.9  # of the teacher's answer against the label's
     teacher_method: str = "lora"  # how the teacher is tuned if none is given
     teacher_epochs: int = 10
-    teacher_lr: float = 3e-3
     teacher: nn.Module | None = field(default=None, repr=False, metadata={"model": True})  # images -> logits over the same classes
     _source: nn.Module | None = field(default=None, init=False, repr=False)  # what the teacher is tuned from
 
@@ -69,7 +68,7 @@ class KD(Method):
             from vtlite.tuning import tune
 
             self.teacher = tune(self._source, self.teacher_method, num_classes=model.num_classes)
-            fit(self.teacher, train, epochs=self.teacher_epochs, lr=self.teacher_lr, progress=False)
+            fit(self.teacher, train, epochs=self.teacher_epochs, progress=False)
         assert self.teacher is not None
         self.teacher = copy.deepcopy(self.teacher).to(next(model.parameters()).device).requires_grad_(False).eval()
 

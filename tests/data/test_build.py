@@ -1,0 +1,137 @@
+"""Making the sheets from sources of the same layout, a few pictures each."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vtlite.data import sheets
+from vtlite.data.build import FASHION_CLASSES, build
+from vtlite.storage import VTError
+
+COLOURS = {"one.png": (255, 0, 0, 255), "two.png": (0, 0, 255, 128), "three.png": (0, 255, 0, 255)}
+
+
+def entry(image: str, order: int, category: str = "Symbols", google: bool = True, twitter: bool = True) -> dict[str, object]:
+    names = {"short_name": f"the_{image.removesuffix('.png')}", "category": category, "subcategory": "geometric"}
+    return {"image": image, "sort_order": order, "has_img_google": google, "has_img_twitter": twitter, **names}
+
+
+ENTRIES = [
+    entry("two.png", 20),
+    entry("one.png", 10),
+    entry("skin.png", 5, category="Component"),
+    entry("missing.png", 6, twitter=False),
+    entry("absent.png", 7, google=False),
+    entry("three.png", 30),
+]
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes()
+    path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
+
+
+def brightness(split: int, index: int) -> int:
+    return 10 + 100 * split + index
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    for package, vendor in (("google", "google"), ("twitter", "twitter")):
+        folder = tmp_path / package / "img" / vendor / "64"
+        folder.mkdir(parents=True)
+        (tmp_path / package / "emoji.json").write_text(json.dumps(ENTRIES))
+        for name, colour in COLOURS.items():
+            picture = Image.new("RGBA", (64, 64), colour)
+            picture.paste((0, 0, 0, 0), (0, 0, 64, 32 if vendor == "google" else 16))  # transparent above, to another height
+            picture.save(folder / name)
+    fashion = tmp_path / "fashion"
+    fashion.mkdir()
+    for split, prefix in enumerate(("train", "t10k")):
+        labels = np.array([9, 3, 0, 1, 2, 3, 4, 5, 6, 7, 8])
+        write_idx(fashion / f"{prefix}-labels-idx1-ubyte.gz", labels)
+        write_idx(
+            fashion / f"{prefix}-images-idx3-ubyte.gz", np.stack([np.full((28, 28), brightness(split, i)) for i in range(len(labels))])
+        )
+    (tmp_path / "out").mkdir()
+    return tmp_path
+
+
+def build_from(sources: Path) -> list[Path]:
+    return build(sources / "google", sources / "twitter", sources / "fashion", sources / "out")
+
+
+@pytest.fixture
+def built(sources: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    build_from(sources)
+    monkeypatch.setattr(sheets, "ASSETS", sources / "out")
+    return sources / "out"
+
+
+def test_five_files_are_written_and_named(sources: Path) -> None:
+    paths = build_from(sources)
+    assert sorted(paths) == sorted((sources / "out").iterdir())
+    assert {path.name for path in paths} == {"emoji.json", "noto.webp", "twemoji.webp", "fashion.json", "fashion.webp"}
+
+
+@pytest.mark.usefixtures("built")
+def test_emoji_come_back_in_their_order_without_the_incomplete() -> None:
+    sprites, facts = sheets.emoji.__wrapped__("noto")
+    assert facts == [{"name": f"the {n}", "category": "Symbols", "subcategory": "geometric"} for n in ("one", "two", "three")]
+    for sprite, name in zip(sprites, ("one.png", "two.png", "three.png"), strict=True):
+        assert (sprite[:, 24] * 255).round().int().T.tolist() == [list(COLOURS[name])] * 32
+
+
+@pytest.mark.usefixtures("built")
+def test_each_style_comes_from_its_own_package() -> None:
+    for style, height in (("noto", 16), ("twemoji", 8)):
+        sprites, _ = sheets.emoji.__wrapped__(style)
+        assert (sprites[:, 3, :height] == 0).all()
+        assert (sprites[:, 3, height:] > 0).all()
+
+
+@pytest.mark.usefixtures("built")
+def test_photographs_come_back_with_their_kind_and_a_black_frame() -> None:
+    for split, number in (("upstream", 0), ("train", 0), ("test", 1)):
+        grey, names = sheets.fashion.__wrapped__(split)
+        assert (grey[:, :, 2:30, 2:30] > 0).all()
+        assert grey[:, :, 2:30, 2:30].sum() == pytest.approx(grey.sum())
+        labels = [9, 3, 0, 1, 2, 3, 4, 5, 6, 7, 8]
+        named = {brightness(number, i): FASHION_CLASSES[label] for i, label in enumerate(labels)}
+        assert [named[round(255 * float(picture[0, 16, 16]))] for picture in grey] == names
+
+
+@pytest.mark.usefixtures("built")
+def test_no_test_photograph_is_upstream_and_kinds_are_kept_apart() -> None:
+    upstream, train, test = (Counter(sheets.fashion.__wrapped__(split)[1]) for split in ("upstream", "train", "test"))
+    assert sum(upstream.values()) + sum(train.values()) == 11  # nothing of the training file is lost
+    assert not set(upstream) & set(train)
+    assert set(train) == set(test)
+    assert len(upstream) == len(train) == 5
+
+
+def test_building_twice_gives_the_same_bytes(sources: Path) -> None:
+    first = {path.name: path.read_bytes() for path in build_from(sources)}
+    assert {path.name: path.read_bytes() for path in build_from(sources)} == first
+
+
+@pytest.mark.parametrize("gone", ["google/emoji.json", "twitter/img/twitter/64/two.png", "fashion/t10k-labels-idx1-ubyte.gz"])
+def test_a_missing_source_is_named(sources: Path, gone: str) -> None:
+    (sources / gone).unlink()
+    with pytest.raises(VTError, match=r"expected the source file .*, found none; see the top of vtlite/data/build.py") as error:
+        build_from(sources)
+    assert str(Path(gone)) in str(error.value)
+
+
+def test_a_missing_folder_to_write_into_is_a_sentence(sources: Path) -> None:
+    shutil.rmtree(sources / "out")
+    with pytest.raises(VTError, match=r"expected an existing folder to write emoji\.json into"):
+        build_from(sources)
