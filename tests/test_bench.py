@@ -100,10 +100,11 @@ def test_the_embedded_backbone_is_worth_learning_on(committed: dict[str, dict]) 
     assert mean["full"] > mean["from scratch"] + 0.10
 
 
-def test_default_learning_rates_are_the_most_often_chosen(committed: dict[str, dict]) -> None:
-    """`Method.lr` is what the validation data chose on most tasks."""
+def test_default_learning_rates_are_the_best_over_all_tasks(committed: dict[str, dict]) -> None:
+    """`Method.lr` has the best accuracy on the validation images, in the mean over tasks."""
+    runs = [r for r in json.loads(RESULTS.read_text()) if not r["final"]]
     for name, row in committed.items():
         if name == row["method"]:  # not the entries with other weights or settings
             (cls,) = [cls for key, cls in METHODS.items() if key.endswith("/" + row["method"])]
-            counts = {lr: list(row["lrs"].values()).count(lr) for lr in row["lrs"].values()}
-            assert counts.get(cls.lr) == max(counts.values()), name
+            mean = {lr: sum(r["accuracy"] for r in runs if (r["entry"], r["lr"]) == (name, lr)) for lr in bench.ENTRIES[name].lrs}
+            assert cls.lr == max(mean, key=lambda lr: mean[lr]), name

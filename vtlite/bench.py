@@ -51,6 +51,7 @@ ENTRIES = {
     "full": Entry("full", lrs=FULL_LRS),
     "vpt_deep": Entry("vpt_deep"),
     "adaptformer": Entry("adaptformer"),
+    "adaptformer, bottleneck 48": Entry("adaptformer", settings={"bottleneck": 48}),
     "lora": Entry("lora"),
     "lora, rank 16 on q, k, v": Entry("lora", settings={"rank": 16, "targets": "qkv"}),
     "bitfit": Entry("bitfit"),

@@ -48,6 +48,7 @@ def accuracy_over_parameters(rows: Sequence[Row], title: str = "", ax: Axes | No
     if ax is None:
         _, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
     seen: set[str] = set()
+    ranks = sorted(row["trainable"] for row in rows)
     for row in rows:
         group, name = row["method"].split("/")[0], row["method"].split("/")[-1]
         colour, marker = GROUP_STYLE[group]
@@ -56,7 +57,9 @@ def accuracy_over_parameters(rows: Sequence[Row], title: str = "", ax: Axes | No
         ax.errorbar(
             row["trainable"], 100 * row["accuracy"], 100 * row.get("spread", 0), fmt=marker, color=colour, ms=8, capsize=3, label=label
         )
-        ax.annotate(name, (row["trainable"], 100 * row["accuracy"]), xytext=(7, 5), textcoords="offset points", fontsize=9)
+        above = ranks.index(row["trainable"]) % 2 == 0  # neighbours along the axis have their names on different sides
+        place = (6, 5 if above else -12)
+        ax.annotate(name, (row["trainable"], 100 * row["accuracy"]), xytext=place, textcoords="offset points", fontsize=9)
         if row["method"] == "finetuning/full":
             ax.axhline(100 * row["accuracy"], color=colour, lw=0.8, ls="--", zorder=0)
     ax.set(xscale="log", xlabel="trainable parameters (head included)", ylabel="test accuracy (%)", title=title)

@@ -18,5 +18,7 @@ class Full(Method):
     (Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022, arXiv 2202.10054).
     """
 
+    lr = 2e-3
+
     def attach(self, backbone: Backbone) -> None:
         backbone.requires_grad_(True)

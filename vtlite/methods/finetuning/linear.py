@@ -18,5 +18,7 @@ class Linear(Method):
     (the protocol of He et al., "Momentum Contrast", CVPR 2020, arXiv 1911.05722, with AdamW instead of SGD).
     """
 
+    lr = 3e-2
+
     def attach(self, backbone: Backbone) -> None:
         pass  # everything is frozen already, and every tuned model has a head

@@ -20,6 +20,8 @@ class BitFit(Method):
     The original has no learning-rate schedule; here every method shares the one of `fit`, and biases have no weight decay.
     """
 
+    lr = 3e-2
+
     def attach(self, backbone: Backbone) -> None:
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad = name.endswith(".bias")

@@ -44,6 +44,8 @@ class SSF(Method):
     github.com/dongzelian/SSF. On ViT-B/16: 205,824 parameters, all folded into the backbone by `merge` (the original has no merge).
     """
 
+    lr = 3e-2
+
     identity = "gamma starts at N(1, 0.02) and beta at N(0, 0.02), as published, so the first output is near the backbone's, not equal"
 
     def attach(self, backbone: Backbone) -> None:

@@ -63,8 +63,6 @@ class LoRA(Method):
     294,912 parameters. As in the original's fused layer, each of q, k, v has its own A and B. No dropout on the low-rank path.
     """
 
-    lr = 1e-2
-
     rank: int = 8  # inner width of the update; parameters grow in proportion
     alpha: float = 8.0  # the update is scaled by alpha / rank; kept while the rank changes
     targets: str = "qv"  # which of the attention projections q, k, v get an update

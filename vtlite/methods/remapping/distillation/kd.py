@@ -37,6 +37,8 @@ class KD(Method):
     The teacher is given, or `fit` makes it first: the same backbone tuned with `teacher_method` on the same images.
     """
 
+    lr = 2e-3
+
     identity = "the student lacks some of the backbone's blocks"
 
     depth: int | None = None  # blocks of the student; half of the backbone's if not given
