@@ -12,7 +12,7 @@ from vtlite.storage import VTError
 if TYPE_CHECKING:
     from IPython.display import Markdown
 
-_ROOT = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).parent
 
 
 def show_source(obj: Any) -> Markdown:
@@ -25,7 +25,7 @@ def show_source(obj: Any) -> Markdown:
 
     try:
         file, source = Path(inspect.getfile(obj)).resolve(), textwrap.dedent(inspect.getsource(obj))
-        name = file.relative_to(_ROOT).as_posix()
+        name = f"vtlite/{file.relative_to(_PACKAGE).as_posix()}"
     except (TypeError, OSError, ValueError) as error:  # no source at all, or a file outside the package
         raise VTError(
             f"expected a class, function or method of vtlite, found {type(obj).__name__} {getattr(obj, '__name__', obj)}; pass the object itself"
