@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm.auto import tqdm
 
+from vtlite.backbones.stages import layer_of, stage_names
 from vtlite.methods import Method
 from vtlite.storage import VTError, load_tensors, save_tensors
 from vtlite.tuning import Tuned, trained_state
@@ -57,7 +58,9 @@ def fit(
             torch.manual_seed(seed)
             model.method.prepare(model, train)
             run = _Run(model, train, val, epochs, lr, seed, batch_size, weight_decay, warmup, augment)
-            return run.train(Path(checkpoint) if checkpoint else None, progress)
+            history = run.train(Path(checkpoint) if checkpoint else None, progress)
+            model.method.finish(model)
+            return history
     except BaseException:
         with torch.no_grad():
             for name, tensor in trained_state(model).items():
@@ -96,15 +99,47 @@ def extract_features(model: Tuned, data: Dataset[Any], batch_size: int = 200) ->
     return TensorDataset(torch.cat([f for f, _ in batches]), torch.cat([y for _, y in batches]))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """What the optimiser gets: weight decay on matrices only, none on biases, norms, scales, positions and the class token."""
-    matrices: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+def fit_head(model: Tuned, train: Dataset[Any], c: float = 1.0) -> None:
+    """Fit the linear head by logistic regression on the model's features, in place: penalty |w|^2 / (2 c n), to convergence.
+
+    The features are standardised by one mean and one standard deviation for the fit, which are then folded into the head.
+    """
+    features, labels = extract_features(model, train).tensors
+    _check_labels(labels, model.num_classes)
+    mean, std = features.mean(), features.std() + 1e-6
+    x, labels = (features - mean) / std, labels.to(features.device)  # [n, D], [n]
+    weight = torch.zeros(model.num_classes, x.shape[1], device=x.device, requires_grad=True)
+    bias = torch.zeros(model.num_classes, device=x.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(F.linear(x, weight, bias), labels) + weight.square().sum() / (2 * c * len(x))
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    with torch.no_grad():
+        model.head.get_parameter("weight").copy_(weight / std)
+        model.head.get_parameter("bias").copy_(bias - weight.sum(dim=1) * mean / std)
+
+
+def parameter_groups(model: Tuned, weight_decay: float) -> list[dict[str, Any]]:
+    """What the optimiser gets: weight decay on matrices only, none on biases, norms, scales, positions and the class token.
+
+    Where the method scales learning rates by layer, every layer has its own two groups, and each group knows its "layer".
+    """
+    names = stage_names(model.backbone) if type(model.method).lr_scale is not Method.lr_scale else None
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            plain = parameter.ndim < 2 or name.endswith(("pos_embed", "cls_token"))
-            (rest if plain else matrices).append(parameter)
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+            decays = parameter.ndim >= 2 and not name.endswith(("pos_embed", "cls_token"))
+            groups.setdefault((layer_of(name, names) if names else 0, decays), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay * decays, "layer": layer}
+        for (layer, decays), parameters in sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1]))
+    ]
 
 
 class _Run:
@@ -125,6 +160,7 @@ class _Run:
         self.device = next(model.parameters()).device
         self.num_images = len(cast(Any, train))
         self.steps_per_epoch = math.ceil(self.num_images / batch_size)
+        self.depth = len(stage_names(model.backbone))
         self.optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr)
         self.history: History = []
         self.identity = {
@@ -159,8 +195,9 @@ class _Run:
     def step(self, step: int, images: Tensor, labels: Tensor) -> float:
         _check_labels(labels, self.model.num_classes)
         lr = self.lr_at(step)
+        progress = step / (self.epochs * self.steps_per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * self.model.method.lr_scale(group["layer"], self.depth, progress)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.model.method.backward(self.network, self.augment(images) if self.augment else images, labels).item()
         if not math.isfinite(loss):

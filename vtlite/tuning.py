@@ -19,7 +19,7 @@ from vtlite.backbones.vit import check_images
 from vtlite.methods.base import Backbone, Method, make_method
 from vtlite.storage import VTError, load_tensors, save_tensors
 
-_NEEDED = ("blocks", "patch_embed", "forward_features", "forward_head", "reset_classifier")  # what ours and timm's ViTs share
+_NEEDED = ("forward_features", "forward_head", "reset_classifier", "get_classifier", "num_features")  # what our backbones and timm's share
 _FORMAT = "vtlite delta 1"
 
 
@@ -29,24 +29,20 @@ class Tuned(nn.Module):
     `backbone`, `head` and `method` are what they say; the `requires_grad` flags tell what trains.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Linear, method: Method, fingerprint: str) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Module, method: Method, num_classes: int, fingerprint: str) -> None:
         super().__init__()
         self.backbone: Backbone = backbone
-        self.head, self.method, self.fingerprint = head, method, fingerprint
-
-    @property
-    def num_classes(self) -> int:
-        return self.head.out_features
+        self.head, self.method, self.num_classes, self.fingerprint = head, method, num_classes, fingerprint
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled features before the head: [B, C, S, S] -> [B, D]."""
-        check_images(images, self.in_chans, self.backbone.patch_embed.img_size)
+        embed = getattr(self.backbone, "patch_embed", None)  # a ResNet has none, and takes any size
+        check_images(images, self.in_chans, embed and embed.img_size)
         return self.backbone.forward_head(self.backbone.forward_features(images), pre_logits=True)
 
     @property
     def in_chans(self) -> int:
-        projection = self.backbone.patch_embed.proj
-        return getattr(projection, "operation", projection).in_channels
+        return next(p for p in self.backbone.parameters() if p.ndim == 4).shape[1]  # the first convolution sees the image
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
@@ -80,7 +76,7 @@ def tune(backbone: Backbone, method: str | Method, num_classes: int, seed: int =
         )
     if missing := [name for name in _NEEDED if not hasattr(backbone, name)]:
         raise VTError(
-            f"expected a Vision Transformer of vtlite's or timm's, found {type(backbone).__name__} without {', '.join(missing)}; "
+            f"expected a backbone of vtlite's or timm's, found {type(backbone).__name__} without {', '.join(missing)}; "
             "load one with vt.load_backbone or vt.create_backbone"
         )
     backbone = copy.deepcopy(backbone).requires_grad_(False)
@@ -90,8 +86,8 @@ def tune(backbone: Backbone, method: str | Method, num_classes: int, seed: int =
         torch.manual_seed(seed)
         with like.device:  # new parameters are made where the backbone lives ...
             backbone = method.attach(backbone) or backbone
-            head = nn.Linear(backbone.num_features, num_classes)
-    return Tuned(backbone, head, method, identity).to(like.dtype).eval()  # ... and in its precision
+            head = method.make_head(backbone.num_features, num_classes)
+    return Tuned(backbone, head, method, num_classes, identity).to(like.dtype).eval()  # ... and in its precision
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -111,8 +107,10 @@ def merge(model: Tuned) -> nn.Module:
     plain: Any = copy.deepcopy(model.backbone)
     _merge_children(plain)
     plain.reset_classifier(model.num_classes)
-    plain.get_classifier().load_state_dict(model.head.state_dict())
-    return plain.to(model.head.weight.device).requires_grad_(True).eval()  # as any backbone that was just loaded
+    heads = plain.get_classifier()
+    for head in heads if isinstance(heads, tuple) else (heads,):  # DeiT has two, and answers with their mean
+        head.load_state_dict(model.head.state_dict())
+    return plain.to(next(model.parameters()).device).requires_grad_(True).eval()  # as any backbone that was just loaded
 
 
 def _merge_children(module: nn.Module) -> None:
@@ -127,7 +125,7 @@ def fingerprint(backbone: nn.Module) -> str:
     """A short hash of the names, shapes and values of a backbone's tensors, head excluded; the same for ours and timm's."""
     digest = hashlib.sha256()
     for name, tensor in sorted(backbone.state_dict().items()):
-        if not name.startswith("head."):
+        if not name.startswith(("head.", "head_dist.", "fc.")):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             if not tensor.is_meta:
                 digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -136,8 +134,14 @@ def fingerprint(backbone: nn.Module) -> str:
 
 def trained_state(model: Tuned) -> dict[str, Tensor]:
     """What training may change, by name: the parameters that require a gradient, and the buffers."""
-    state = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return {**state, **{name: b for name, b in model.named_buffers() if name in model.state_dict()}}
+    state: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    owners = {name.rpartition(".")[0] for name in state}  # a frozen norm stays in eval mode, and so do its statistics
+    kept = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        owner = name.rpartition(".")[0]
+        if name in kept and (owner in owners or not list(model.get_submodule(owner).parameters(recurse=False))):
+            state[name] = buffer
+    return state
 
 
 def save_delta(model: Tuned, path: str | Path) -> None:

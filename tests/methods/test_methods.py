@@ -14,6 +14,16 @@ from tests.methods import checks
 PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("full", {}, 85_798_656),
     ("linear", {}, 0),
+    ("mlp_head", {}, 592_128),  # 768 * 768 + 768 and a norm of 2 * 768
+    ("mlp_head", {"layers": 3}, 1_776_384),
+    ("partial", {}, 7_089_408),  # a block of 7,087,872 and the final norm
+    ("partial", {"blocks": 4}, 28_353_024),
+    ("norm_tuning", {}, 38_400),  # 25 norms of 2 * 768
+    ("layerwise_decay", {}, 85_798_656),
+    ("gradual_unfreezing", {}, 85_798_656),
+    ("lp_ft", {}, 85_798_656),
+    ("l2_sp", {}, 85_798_656),
+    ("wise_ft", {}, 85_798_656),
     ("vpt_deep", {"num_prompts": 50}, 460_800),  # 12 blocks * 50 * 768
     ("vpt_deep", {"num_prompts": 10}, 92_160),
     ("adaptformer", {}, 1_189_632),  # 12 * (2 * 768 * 64 + 64 + 768)

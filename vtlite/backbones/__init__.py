@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vtlite.backbones.hybrid import HybridViT
+from vtlite.backbones.resnet import ResNet
+from vtlite.backbones.swin import SwinTransformer
 from vtlite.backbones.vit import VisionTransformer
 from vtlite.storage import VTError, load_tensors, save_tensors, unknown
 
 WEIGHTS = Path(__file__).parent / "weights"  # the embedded checkpoints, one safetensors file and one card each
+_HEADS = ("head.", "head_dist.", "fc.")  # what a classifier is called; a backbone is kept without it
 
 _SIZES = {
     "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
@@ -20,31 +25,47 @@ _SIZES = {
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
 }
-# Name -> arguments of VisionTransformer. The names are timm's; torchvision's are aliases below.
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "vtlite-tiny": {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3},
-    **{f"vit_{size}_patch{p}_{img}": {"img_size": img, "patch_size": p, **_SIZES[size]} for size in _SIZES for p in (16, 32) for img in (224, 384)},
-    **{f"vit_{size}_patch14_dinov2": {"img_size": 518, "patch_size": 14, "init_values": 1e-5, **_SIZES[size]} for size in ("small", "base", "large")},
-}  # fmt: skip
+Build = tuple[type[nn.Module], dict[str, Any]]
+
+
+def _vit(size: str, img_size: int, patch_size: int, **more: Any) -> Build:
+    return VisionTransformer, {"img_size": img_size, "patch_size": patch_size, **_SIZES[size], **more}
+
+
+# Name -> class and arguments. The names are timm's; torchvision's are aliases below.
+ARCHITECTURES: dict[str, Build] = {
+    "vtlite-tiny": (VisionTransformer, {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3}),
+    "vtlite-resnet": (ResNet, {"depths": (1, 1, 1, 1), "width": 32, "small_images": True}),
+    **{f"vit_{size}_patch{p}_{img}": _vit(size, img, p) for size in _SIZES for p in (16, 32) for img in (224, 384)},
+    **{f"vit_{size}_patch14_dinov2": _vit(size, 518, 14, init_values=1e-5) for size in ("small", "base", "large")},
+    **{f"deit_{size}_distilled_patch16_224": _vit(size, 224, 16, distilled=True) for size in ("tiny", "small", "base")},
+    "vit_tiny_convstem_patch16_224": (HybridViT, {**_SIZES["tiny"], "stem_channels": (24, 48, 96, 192)}),
+    "swin_tiny_patch4_window7_224": (SwinTransformer, {}),
+    "resnet18": (ResNet, {}),
+    "resnet34": (ResNet, {"depths": (3, 4, 6, 3)}),
+    "resnet50": (ResNet, {"depths": (3, 4, 6, 3), "bottleneck": True}),
+    "resnet101": (ResNet, {"depths": (3, 4, 23, 3), "bottleneck": True}),
+}
 _TORCHVISION = {f"vit_{size[0]}_{p}": f"vit_{size}_patch{p}_224" for size in ("base", "large") for p in (16, 32)}
 
 
-def create_backbone(name: str, device: str | torch.device | None = None, **overrides: Any) -> VisionTransformer:
+def create_backbone(name: str, device: str | torch.device | None = None, **overrides: Any) -> Any:
     """A backbone with random weights, by timm's name (`"vit_base_patch16_224"`, a tag after a dot is ignored) or torchvision's (`"vit_b_16"`).
 
-    `overrides` replace arguments of `VisionTransformer`; `device="meta"` allocates nothing (to count parameters).
+    `overrides` replace arguments of its class; `device="meta"` allocates nothing (to count parameters). A ViT, ResNet or Swin.
     Raises `VTError` for a name or argument that does not exist, with the nearest ones that do.
     """
     architecture = name.partition(".")[0]
     architecture = _TORCHVISION.get(architecture, architecture)
     if architecture not in ARCHITECTURES:
         raise unknown("backbone", name, (*ARCHITECTURES, *_TORCHVISION))
-    arguments = [name for name in VisionTransformer.__init__.__annotations__ if name != "return"]
+    cls, arguments = ARCHITECTURES[architecture]
+    known = [name for kind in cls.__mro__ if kind.__module__.startswith("vtlite") for name in inspect.signature(kind).parameters]
     for argument in overrides:
-        if argument not in arguments:
-            raise unknown("backbone argument", argument, arguments)
+        if argument not in known:
+            raise unknown("backbone argument", argument, known)
     with torch.device(device or "cpu"):
-        return VisionTransformer(**{**ARCHITECTURES[architecture], **overrides})
+        return cls(**{**arguments, **overrides})
 
 
 def load_backbone(name_or_path: str | Path, num_heads: int | None = None) -> Any:
@@ -63,21 +84,66 @@ def load_backbone(name_or_path: str | Path, num_heads: int | None = None) -> Any
         raise unknown("backbone", name, (*embedded, "timm:NAME", "a path to a .safetensors file"))
     path = embedded.get(name, Path(name))
     tensors, metadata = load_tensors(path)
-    tensors = {key: tensor.float() for key, tensor in tensors.items() if not key.startswith("head.")}
+    tensors = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items() if not k.startswith(_HEADS)}
     heads = num_heads or metadata.get("num_heads")
     if heads is not None and not str(heads).isdigit():
         raise VTError(f"expected a number of heads, found {heads!r} in {path}; pass num_heads=...")
-    return _vit_from_tensors(tensors, int(str(heads)) if heads else None, path).eval()
+    return _from_tensors(tensors, int(str(heads)) if heads else None, path).eval()
 
 
-def save_backbone(backbone: VisionTransformer, path: str | Path, half: bool = False, **metadata: object) -> None:
+def save_backbone(backbone: Any, path: str | Path, half: bool = False, **metadata: object) -> None:
     """Write a backbone's weights (no head), in half precision if asked, as a file that `load_backbone` reads."""
-    tensors = {key: t.half() if half else t for key, t in backbone.state_dict().items() if not key.startswith("head.")}
-    save_tensors(path, tensors, {"num_heads": backbone.num_heads, **metadata})
+    tensors = {k: t.half() if half and t.is_floating_point() else t for k, t in backbone.state_dict().items() if not k.startswith(_HEADS)}
+    heads = {"num_heads": backbone.num_heads} if hasattr(backbone, "num_heads") else {}  # the rest can be read off the shapes
+    save_tensors(path, tensors, {**heads, **metadata})
 
 
-def _vit_from_tensors(tensors: dict[str, Tensor], num_heads: int | None, source: Path | str) -> VisionTransformer:
-    """Read the architecture off the shapes, build it, load the weights strictly."""
+def _from_tensors(tensors: dict[str, Tensor], num_heads: int | None, source: Path | str) -> nn.Module:
+    """Read the architecture off the names and shapes, build it, load the weights strictly."""
+    backbone: nn.Module
+    with torch.device("meta"):
+        if "layer1.0.conv1.weight" in tensors:
+            backbone = _resnet_like(tensors)
+        elif "layers.0.blocks.0.attn.relative_position_bias_table" in tensors:
+            backbone = _swin_like(tensors)
+        else:
+            backbone = _vit_like(tensors, num_heads, source)
+    expected = {key: tuple(t.shape) for key, t in backbone.state_dict().items()}
+    found = {key: tuple(t.shape) for key, t in tensors.items()}
+    for key in sorted(expected.keys() | found.keys()):
+        if expected.get(key) != found.get(key):
+            raise VTError(
+                f"{source} does not fit a {type(backbone).__name__}: expected {key} of shape {expected.get(key, 'nothing')}, "
+                f"found {found.get(key, 'nothing')}; it is damaged or of another architecture"
+            )
+    backbone.load_state_dict(tensors, assign=True)
+    return backbone
+
+
+def _count(tensors: dict[str, Tensor], prefix: str) -> int:
+    """How many numbered children stand behind `prefix`."""
+    return 1 + max((int(found[1]) for key in tensors if (found := re.match(rf"{prefix}(\d+)\.", key))), default=-1)
+
+
+def _resnet_like(tensors: dict[str, Tensor]) -> ResNet:
+    width, channels, kernel, _ = tensors["conv1.weight"].shape
+    depths = tuple(max(1, _count(tensors, f"layer{i}.")) for i in (1, 2, 3, 4))
+    return ResNet(depths, "layer1.0.conv3.weight" in tensors, width, channels, small_images=kernel == 3)
+
+
+def _swin_like(tensors: dict[str, Tensor]) -> SwinTransformer:
+    """Swin-T, S, B and L at 224 pixels differ in width, depths and heads only."""
+    stages = range(_count(tensors, "layers."))
+    tables = [tensors[f"layers.{i}.blocks.0.attn.relative_position_bias_table"].shape for i in stages]
+    return SwinTransformer(
+        embed_dim=tensors["patch_embed.proj.weight"].shape[0],
+        depths=[_count(tensors, f"layers.{i}.blocks.") for i in stages],
+        num_heads=[heads for _, heads in tables],
+        window_size=(round(tables[0][0] ** 0.5) + 1) // 2,
+    )
+
+
+def _vit_like(tensors: dict[str, Tensor], num_heads: int | None, source: Path | str) -> VisionTransformer:
     needed = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.attn.qkv.weight": 2, "blocks.0.mlp.fc1.weight": 2}
     if missing := [f"{key} of {n} dimensions" for key, n in needed.items() if key not in tensors or tensors[key].ndim != n]:
         raise VTError(
@@ -89,29 +155,25 @@ def _vit_from_tensors(tensors: dict[str, Tensor], num_heads: int | None, source:
         raise VTError(
             f"expected heads that divide the width {width} of {source}, found {num_heads or 'no number, and 64 does not'}; pass num_heads=..."
         )
-    with torch.device("meta"):
-        backbone = VisionTransformer(
-            img_size=patch * round((tensors["pos_embed"].shape[1] - 1) ** 0.5),
-            patch_size=patch,
-            in_chans=channels,
-            global_pool="avg" if "fc_norm.weight" in tensors else "token",
-            embed_dim=width,
-            depth=1 + max(int(key.split(".")[1]) for key in tensors if re.match(r"blocks\.\d+\.", key)),
-            num_heads=num_heads or width // 64,
-            mlp_ratio=tensors["blocks.0.mlp.fc1.weight"].shape[0] / width,
-            qkv_bias="blocks.0.attn.qkv.bias" in tensors,
-            init_values=1.0 if "blocks.0.ls1.gamma" in tensors else None,
-        )
-    expected = {key: tuple(t.shape) for key, t in backbone.state_dict().items()}
-    found = {key: tuple(t.shape) for key, t in tensors.items()}
-    for key in sorted(expected.keys() | found.keys()):
-        if expected.get(key) != found.get(key):
-            raise VTError(
-                f"{source} does not fit a ViT: expected {key} of shape {expected.get(key, 'nothing')}, found {found.get(key, 'nothing')}; "
-                "it is damaged or of another architecture"
-            )
-    backbone.load_state_dict(tensors, assign=True)
-    return backbone
+    distilled, stem = "dist_token" in tensors, _count(tensors, "patch_embed.backbone.")
+    if stem:
+        channels, patch = tensors["patch_embed.backbone.0.conv.weight"].shape[1], patch * 2**stem
+    arguments = {
+        "img_size": patch * round((tensors["pos_embed"].shape[1] - (2 if distilled else 1)) ** 0.5),
+        "patch_size": patch,
+        "in_chans": channels,
+        "global_pool": "avg" if "fc_norm.weight" in tensors else "token",
+        "embed_dim": width,
+        "depth": _count(tensors, "blocks."),
+        "num_heads": num_heads or width // 64,
+        "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
+        "init_values": 1.0 if "blocks.0.ls1.gamma" in tensors else None,
+        "distilled": distilled,
+    }
+    if not stem:
+        return VisionTransformer(**arguments)
+    return HybridViT([len(tensors[f"patch_embed.backbone.{i}.conv.weight"]) for i in range(stem)], **arguments)
 
 
 def _load_timm(name: str) -> Any:  # timm has no types
@@ -129,5 +191,6 @@ def _load_timm(name: str) -> Any:  # timm has no types
             'or use an embedded backbone such as "vtlite-tiny" or a local .safetensors file'
         ) from error
     if name.partition(".")[0] in ARCHITECTURES:
-        return _vit_from_tensors(model.state_dict(), model.blocks[0].attn.num_heads, name)
+        heads = model.blocks[0].attn.num_heads if hasattr(model, "blocks") else None
+        return _from_tensors({k: t for k, t in model.state_dict().items() if not k.startswith(_HEADS)}, heads, name)
     return model

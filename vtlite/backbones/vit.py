@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from vtlite.storage import VTError
 
 
-def check_images(images: Tensor, channels: int, size: tuple[int, int]) -> None:
-    """Raise `VTError` unless `images` is a floating-point batch [B, channels, *size]."""
-    expected = f"float images [B, {channels}, {size[0]}, {size[1]}]"
+def check_images(images: Tensor, channels: int, size: tuple[int, int] | None) -> None:
+    """Raise `VTError` unless `images` is a floating-point batch [B, channels, *size]; `size` None: of any size."""
+    height, width = size or ("H", "W")
+    expected = f"float images [B, {channels}, {height}, {width}]"
     if not images.is_floating_point():
         raise VTError(f"expected {expected}, found dtype {images.dtype}; scale the pixels to floats first, e.g. images.float() / 127.5 - 1")
     if images.ndim != 4 or images.shape[1] != channels:
         raise VTError(f"expected {expected}, found shape {list(images.shape)}; add the batch dimension or convert the channels")
-    if images.shape[2:] != size:
+    if size and images.shape[2:] != size:
         raise VTError(
             f"expected {expected}, found {images.shape[2]}x{images.shape[3]} pixels; resize, or load the task with image_size={size[0]}"
         )
@@ -113,7 +114,9 @@ class VisionTransformer(nn.Module):
     """A ViT: images [B, in_chans, img_size, img_size] -> logits [B, num_classes], or features [B, D] when num_classes is 0.
 
     `global_pool` is "token" (the class token after the last norm) or "avg" (the mean of the patch tokens, then the norm).
-    `init_values` is the initial LayerScale gain, None for a ViT without (DINOv2 has 1e-5). Raises `VTError` for sizes that do not divide.
+    `init_values` is the initial LayerScale gain, None for a ViT without (DINOv2 has 1e-5). `distilled` adds DeiT's distillation token and
+    its head (Touvron et al., ICML 2021, arXiv 2012.12877): features and logits are then means over both tokens. Raises `VTError` for
+    sizes that do not divide.
     """
 
     def __init__(
@@ -129,25 +132,31 @@ class VisionTransformer(nn.Module):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         init_values: float | None = None,
+        distilled: bool = False,
     ) -> None:
         super().__init__()
         if global_pool not in ("token", "avg"):
             raise VTError(f'expected global_pool "token" or "avg", found {global_pool!r}')
         self.embed_dim, self.num_features, self.num_heads = embed_dim, embed_dim, num_heads
-        self.global_pool, self.num_prefix_tokens = global_pool, 1
+        self.global_pool, self.num_prefix_tokens = global_pool, 2 if distilled else 1
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, embed_dim))
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if distilled else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix_tokens + self.patch_embed.num_patches, embed_dim))
         self.blocks = nn.Sequential(*(Block(embed_dim, num_heads, mlp_ratio, qkv_bias, init_values) for _ in range(depth)))
         # With mean pooling timm normalises after the mean, under another name.
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6) if global_pool == "token" else nn.Identity()
         self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6) if global_pool == "avg" else nn.Identity()
-        self.head: nn.Module = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self.head: nn.Module
+        self.head_dist: nn.Module | None = None
+        self.reset_classifier(num_classes)
         self._initialise()
 
     def _initialise(self) -> None:
         nn.init.normal_(self.cls_token, std=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.dist_token is not None:
+            nn.init.normal_(self.dist_token, std=1e-6)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -157,20 +166,25 @@ class VisionTransformer(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Give the backbone a fresh head of `num_classes` outputs (0: none)."""
         self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+        if self.dist_token is not None:
+            self.head_dist = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
 
-    def get_classifier(self) -> nn.Module:
-        return self.head
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        return self.head if self.head_dist is None else (self.head, self.head_dist)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> all tokens after the last norm [B, N, D]."""
         x = self.patch_embed(images)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        prefix = self.cls_token if self.dist_token is None else torch.cat([self.cls_token, self.dist_token], dim=1)
+        x = torch.cat([prefix.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
         return self.norm(self.blocks(x))
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """[B, N, D] -> logits [B, num_classes], or the pooled features [B, D] with `pre_logits`."""
-        pooled = tokens[:, 0] if self.global_pool == "token" else tokens[:, self.num_prefix_tokens :].mean(dim=1)
-        pooled = self.fc_norm(pooled)
+        if self.head_dist is not None and not pre_logits:
+            return (self.head(tokens[:, 0]) + self.head_dist(tokens[:, 1])) / 2
+        prefix, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
+        pooled = self.fc_norm((prefix if self.global_pool == "token" else patches).mean(dim=1))
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -3,7 +3,15 @@
 from vtlite.methods.adapter.parallel.adaptformer import AdaptFormer
 from vtlite.methods.base import METHODS, Method, find_method, make_method, method
 from vtlite.methods.finetuning.full import Full
+from vtlite.methods.finetuning.gradual_unfreezing import GradualUnfreezing
+from vtlite.methods.finetuning.l2_sp import L2SP
+from vtlite.methods.finetuning.layerwise_decay import LayerwiseDecay
 from vtlite.methods.finetuning.linear import Linear
+from vtlite.methods.finetuning.lp_ft import LPFT
+from vtlite.methods.finetuning.mlp_head import MLPHead
+from vtlite.methods.finetuning.norm_tuning import NormTuning
+from vtlite.methods.finetuning.partial import Partial
+from vtlite.methods.finetuning.wise_ft import WiSEFT
 from vtlite.methods.parameter.bias.bitfit import BitFit
 from vtlite.methods.parameter.both.ssf import SSF
 from vtlite.methods.parameter.weight.lora import LoRA
@@ -12,15 +20,23 @@ from vtlite.methods.remapping.distillation.kd import KD
 
 __all__ = [
     "KD",
+    "L2SP",
+    "LPFT",
     "METHODS",
     "SSF",
     "AdaptFormer",
     "BitFit",
     "Full",
+    "GradualUnfreezing",
+    "LayerwiseDecay",
     "Linear",
     "LoRA",
+    "MLPHead",
     "Method",
+    "NormTuning",
+    "Partial",
     "VPTDeep",
+    "WiSEFT",
     "find_method",
     "make_method",
     "method",

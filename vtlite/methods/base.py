@@ -1,4 +1,4 @@
-"""What every method is: a dataclass of settings with one hook, `attach`, and three more that have defaults."""
+"""What every method is: a dataclass of settings with one hook, `attach`, and a few more that have defaults."""
 
 from __future__ import annotations
 
@@ -36,8 +36,22 @@ class Method:
         """Change the frozen `backbone` in place, or return another one. What trains afterwards is what requires a gradient."""
         raise NotImplementedError
 
+    def make_head(self, features: int, num_classes: int) -> nn.Module:
+        """The new head: features [B, D] -> logits [B, num_classes]."""
+        return nn.Linear(features, num_classes)
+
     def prepare(self, model: Tuned, train: Dataset[Any]) -> None:
         """Called once by `fit` before the first step, with the training images (a cache, gradient scores, a teacher)."""
+
+    def lr_scale(self, layer: int, depth: int, progress: float) -> float:
+        """The factor on the learning rate of one layer after `progress` in [0, 1) of the training.
+
+        Layers count as in BEiT: 0 is the embedding, 1 to `depth` the blocks (or stages), depth + 1 the final norm and the head.
+        """
+        return 1.0
+
+    def finish(self, model: Tuned) -> None:
+        """Called once by `fit` after the last step (an average of weights)."""
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The training loss of one batch: images [B, C, S, S], labels [B] -> scalar."""

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtlite.backbones.stages import attention_blocks
 from vtlite.methods.base import Backbone, Method, method
 
 
-class AdaptFormerBlock(nn.Module):
-    """A frozen pre-norm block with a bottleneck parallel to its MLP: tokens [B, N, D] -> [B, N, D]."""
+class AdaptMLP(nn.Module):
+    """The frozen second half of a pre-norm block (norm, MLP, its gain), and a bottleneck beside it: tokens [..., D] -> [..., D]."""
 
-    def __init__(self, block: Any, dim: int, bottleneck: int, scale: float, dropout: float) -> None:
+    def __init__(self, norm: nn.Module, mlp: nn.Module, gain: nn.Module, dim: int, bottleneck: int, scale: float, dropout: float) -> None:
         super().__init__()
-        self.block, self.scale, self.dropout = block, scale, dropout
+        self.norm, self.mlp, self.gain, self.scale, self.dropout = norm, mlp, gain, scale, dropout
         self.down = nn.Linear(dim, bottleneck)
         self.up = nn.Linear(bottleneck, dim)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
@@ -25,10 +25,8 @@ class AdaptFormerBlock(nn.Module):
             nn.init.zeros_(zero)
 
     def forward(self, x: Tensor) -> Tensor:
-        block: Any = self.block
-        x = x + block.ls1(block.attn(block.norm1(x)))
-        hidden = F.dropout(F.relu(self.down(x)), self.dropout, self.training)  # [B, N, bottleneck], from x before its norm
-        return x + block.ls2(block.mlp(block.norm2(x))) + self.scale * self.up(hidden)
+        hidden = F.dropout(F.relu(self.down(x)), self.dropout, self.training)  # [..., bottleneck], from x before its norm
+        return self.gain(self.mlp(self.norm(x))) + self.scale * self.up(hidden)
 
 
 @method("adapter/parallel/adaptformer")
@@ -55,5 +53,8 @@ class AdaptFormer(Method):
         self.expect(0 <= self.dropout < 1, "dropout", "in [0, 1)")
 
     def attach(self, backbone: Backbone) -> None:
-        for i, block in enumerate(backbone.blocks):
-            backbone.blocks[i] = AdaptFormerBlock(block, backbone.embed_dim, self.bottleneck, self.scale, self.dropout)
+        for block in attention_blocks(backbone, "adaptformer"):
+            # The block computes x + ls2(mlp(norm2(x))): the new module takes all three parts, so that it sees x before the norm.
+            gain, dim = getattr(block, "ls2", nn.Identity()), block.mlp.fc2.out_features
+            block.mlp = AdaptMLP(block.norm2, block.mlp, gain, dim, self.bottleneck, self.scale, self.dropout)
+            block.norm2 = block.ls2 = nn.Identity()

@@ -13,14 +13,14 @@ from vtlite.methods.base import Backbone, Method, method
 class ScaleShift(nn.Module):
     """operation(x) * scale + shift, one pair per output channel; channels last, or dimension 1 after a convolution."""
 
-    def __init__(self, operation: nn.Linear | nn.LayerNorm | nn.Conv2d) -> None:
+    def __init__(self, operation: nn.Linear | nn.LayerNorm | nn.Conv2d | nn.BatchNorm2d) -> None:
         super().__init__()
         self.operation, channels = operation, len(operation.weight)
         self.scale = nn.Parameter(torch.empty(channels).normal_(1, 0.02))
         self.shift = nn.Parameter(torch.empty(channels).normal_(0, 0.02))
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = (-1, 1, 1) if isinstance(self.operation, nn.Conv2d) else (-1,)
+        shape = (-1, 1, 1) if isinstance(self.operation, nn.Conv2d | nn.BatchNorm2d) else (-1,)
         return self.operation(x) * self.scale.view(shape) + self.shift.view(shape)
 
     def merged(self) -> nn.Module:
@@ -39,7 +39,8 @@ class SSF(Method):
 
         y = gamma * operation(x) + beta,   gamma, beta [channels]
 
-    After the patch embedding, both norms, qkv, proj, fc1 (before its GELU) and fc2 of each block, and the final norm. Lian et al.,
+    After the patch embedding, both norms, qkv, proj, fc1 (before its GELU) and fc2 of each block, and the final norm; after the batch
+    norms of a ResNet. Lian et al.,
     "Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning", NeurIPS 2022, arXiv 2210.08823;
     github.com/dongzelian/SSF. On ViT-B/16: 205,824 parameters, all folded into the backbone by `merge` (the original has no merge).
     """
@@ -49,10 +50,8 @@ class SSF(Method):
     identity = "gamma starts at N(1, 0.02) and beta at N(0, 0.02), as published, so the first output is near the backbone's, not equal"
 
     def attach(self, backbone: Backbone) -> None:
-        backbone.patch_embed.proj = ScaleShift(backbone.patch_embed.proj)
-        for block in backbone.blocks:
-            for parent, names in ((block, ("norm1", "norm2")), (block.attn, ("qkv", "proj")), (block.mlp, ("fc1", "fc2"))):
-                for name in names:
-                    setattr(parent, name, ScaleShift(getattr(parent, name)))
-        final = "fc_norm" if isinstance(backbone.norm, nn.Identity) else "norm"  # mean-pooled ViTs normalise after the mean
-        setattr(backbone, final, ScaleShift(getattr(backbone, final)))
+        for name, operation in list(backbone.named_modules()):
+            # Without a bias there is nothing to fold the shift into; the norm that follows such a layer gets a pair of its own.
+            if isinstance(operation, nn.Linear | nn.LayerNorm | nn.Conv2d | nn.BatchNorm2d) and operation.bias is not None:
+                parent, _, last = name.rpartition(".")
+                setattr(backbone.get_submodule(parent), last, ScaleShift(operation))

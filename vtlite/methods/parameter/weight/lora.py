@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtlite.backbones.stages import attention_blocks
 from vtlite.methods.base import Backbone, Method, method
 from vtlite.storage import VTError
 
@@ -73,5 +74,5 @@ class LoRA(Method):
 
     def attach(self, backbone: Backbone) -> None:
         groups = tuple(letter in self.targets for letter in "qkv")
-        for block in backbone.blocks:
+        for block in attention_blocks(backbone, "lora"):
             block.attn.qkv = LoRALinear(block.attn.qkv, self.rank, self.alpha / self.rank, groups)

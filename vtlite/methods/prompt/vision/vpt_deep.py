@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtlite.backbones.stages import attention_blocks
 from vtlite.methods.base import Backbone, Method, method
 
 
@@ -54,8 +55,9 @@ class VPTDeep(Method):
         self.expect(0 <= self.dropout < 1, "dropout", "in [0, 1)")
 
     def attach(self, backbone: Backbone) -> None:
+        blocks = attention_blocks(backbone, "vpt_deep", plain=True)
         patches = backbone.patch_embed.proj.weight  # [D, C, patch, patch]
         bound = math.sqrt(6 / (patches[0].numel() + backbone.embed_dim))
-        for i, block in enumerate(backbone.blocks):
+        for i, block in enumerate(blocks):
             prompts = torch.empty(self.num_prompts, backbone.embed_dim).uniform_(-bound, bound)
             backbone.blocks[i] = PromptedBlock(block, prompts, backbone.num_prefix_tokens, self.dropout)

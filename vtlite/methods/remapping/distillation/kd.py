@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtlite.backbones.stages import attention_blocks
 from vtlite.methods.base import Backbone, Method, method
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ class KD(Method):
     weight: float = 0.9  # of the teacher's answer against the label's
     teacher_method: str = "lora"  # how the teacher is tuned if none is given
     teacher_epochs: int = 10
+    student: Any = field(
+        default=None, repr=False, metadata={"model": True}
+    )  # another backbone to train, instead of some of this one's blocks
     teacher: nn.Module | None = field(default=None, repr=False, metadata={"model": True})  # images -> logits over the same classes
     _source: nn.Module | None = field(default=None, init=False, repr=False)  # what the teacher is tuned from
 
@@ -56,6 +60,11 @@ class KD(Method):
 
     def attach(self, backbone: Backbone) -> nn.Module:
         self._source = backbone
+        if self.student is not None:
+            student = copy.deepcopy(self.student)
+            student.reset_classifier(0)
+            return student.requires_grad_(True)
+        attention_blocks(backbone, "kd without a student", plain=True)
         total = len(backbone.blocks)
         depth = total // 2 if self.depth is None else self.depth
         self.expect(1 <= depth <= total, "depth", f"of at most {total}, the backbone's number of blocks")

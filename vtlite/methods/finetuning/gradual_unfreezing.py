@@ -1,0 +1,32 @@
+"""Gradual unfreezing: from the head downwards, one block after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vtlite.methods.base import Backbone, Method, method
+
+
+@method("finetuning/gradual_unfreezing")
+@dataclass
+class GradualUnfreezing(Method):
+    """Train the head first, then one more block at a time, from the top, until everything trains.
+
+        lr_l(t) = lr(t) if t >= span (L + 1 - l) / (L + 2) else 0,   t in [0, 1]: how much of the training is done
+
+    Howard, Ruder, "Universal Language Model Fine-tuning for Text Classification" (ULMFiT), ACL 2018, arXiv 1801.06146, which unfreezes
+    one layer per epoch; here the time is spread over a share of the training, so that it does not depend on depth or epochs. All
+    85,798,656 parameters of ViT-B/16 train. A learning rate of zero does the freezing: the weights stay exactly where they are, and the
+    optimiser's state is ready. It saves no time, because those gradients are computed all the same.
+    """
+
+    span: float = 0.5  # share of the training after which everything trains
+
+    def __post_init__(self) -> None:
+        self.expect(0 < self.span <= 1, "span", "above 0 and at most 1")
+
+    def attach(self, backbone: Backbone) -> None:
+        backbone.requires_grad_(True)
+
+    def lr_scale(self, layer: int, depth: int, progress: float) -> float:
+        return float(progress >= self.span * (depth + 1 - layer) / (depth + 2))

@@ -1,0 +1,31 @@
+"""Layer-wise learning-rate decay: early layers move less."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vtlite.methods.base import Backbone, Method, method
+
+
+@method("finetuning/layerwise_decay")
+@dataclass
+class LayerwiseDecay(Method):
+    """Train everything, each block with a smaller learning rate than the one after it.
+
+        lr_l = lr * decay^(L + 1 - l),   l = 0: embedding,  1 ... L: blocks,  L + 1: final norm and head
+
+    Bao et al., "BEiT: BERT Pre-Training of Image Transformers", ICLR 2022, arXiv 2106.08254, and MAE, arXiv 2111.06377;
+    github.com/facebookresearch/mae (util/lr_decay.py). All 85,798,656 parameters of ViT-B/16 train. Deep models use 0.65 to 0.75; with
+    few blocks a larger value keeps the first ones alive.
+    """
+
+    decay: float = 0.75  # factor from one block to the one before it; 1 is full fine-tuning
+
+    def __post_init__(self) -> None:
+        self.expect(0 < self.decay <= 1, "decay", "above 0 and at most 1")
+
+    def attach(self, backbone: Backbone) -> None:
+        backbone.requires_grad_(True)
+
+    def lr_scale(self, layer: int, depth: int, progress: float) -> float:
+        return self.decay ** (depth + 1 - layer)
