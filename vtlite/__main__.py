@@ -1,4 +1,4 @@
-"""The command line: `python -m vtlite tour | list | show | data | pretrain | bench`."""
+"""The command line: `python -m vtlite tour | list | show | data | pretrain | bench | classroom`."""
 
 from __future__ import annotations
 
@@ -53,6 +53,22 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="every method on every embedded task, three seeds; continues where it stopped")
     bench.add_argument("--results", type=Path, default=Path("benchmarks/results.json"))
     bench.add_argument("--workers", type=int, default=2)
+
+    classroom = commands.add_parser("classroom", help="make exercises from solutions, and grade what came back")
+    actions = classroom.add_subparsers(dest="action", required=True, metavar="ACTION")
+    release = actions.add_parser("release", help="make exercises/ from solutions/")
+    release.add_argument("--check", action="store_true", help="write nothing; fail if an exercise is not what its solution gives")
+    release.add_argument("--exercises", type=Path, default=Path("exercises"))
+    grade = actions.add_parser("grade", help="mark FOLDER/STUDENT/ASSIGNMENT.ipynb or FOLDER/STUDENT.ipynb; continues where it stopped")
+    grade.add_argument("folder", type=Path)
+    grade.add_argument("-o", "--out", type=Path, default=Path("grades.csv"), help="feedback pages go to the folder of that name")
+    grade.add_argument("--assignment", default="", help="such as 02_fine_tuning; needed when files are named by student alone")
+    grade.add_argument("--seconds", type=int, default=180, help="for one submission (default: %(default)s)")
+    grade.add_argument("--cell-seconds", type=int, default=30, help="for one cell or check (default: %(default)s)")
+    grade.add_argument("--memory", type=int, default=4096, help="MB of data per process (default: %(default)s)")
+    grade.add_argument("--workers", type=int, default=2, help="submissions at a time (default: %(default)s)")
+    for action in (release, grade):
+        action.add_argument("--solutions", type=Path, default=Path("solutions"))
     return parser
 
 
@@ -103,6 +119,32 @@ def _run(arguments: argparse.Namespace) -> None:
             from vtlite.bench import bench, markdown, summary
 
             print(markdown(summary(bench(arguments.results, arguments.workers))))
+        case "classroom":
+            _classroom(arguments)
+
+
+def _classroom(arguments: argparse.Namespace) -> None:
+    from vtlite.storage import VTError
+
+    try:
+        import nbclient  # noqa: F401
+        import nbformat  # noqa: F401
+    except ImportError as error:
+        raise VTError("the classroom needs nbclient and nbformat; install them with: pip install 'vtlite[classroom]'") from error
+    if arguments.action == "release":
+        from vtlite.classroom.release import release
+
+        for path in release(arguments.solutions, arguments.exercises, arguments.check):
+            print(f"{'right' if arguments.check else 'written'}: {path}")
+        return
+    from vtlite.classroom.grade import Limits, grade, what_holds
+
+    limits = Limits(arguments.seconds, arguments.cell_seconds, arguments.memory)
+    print(f"limits: {what_holds(limits)}")
+    rows = grade(arguments.folder, arguments.out, arguments.solutions, arguments.assignment, limits, arguments.workers)
+    for row in rows:
+        print(f"{row['student']:20} {row['points']:5g} of {row['of']:g}  {row['status']}")
+    print(f"written: {arguments.out} and a page per student in {arguments.out.with_suffix('')}")
 
 
 def _data(arguments: argparse.Namespace) -> None:

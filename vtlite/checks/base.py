@@ -1,0 +1,76 @@
+"""How a check speaks: one comparison that names the first difference and, where it recognises it, the mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class CheckFailed(AssertionError):
+    """What a check found: expected, found, and the likely mistake."""
+
+
+def passed(exercise: str, *verified: str) -> None:
+    """Say what was verified, and nothing more."""
+    print(f"{exercise}: {len(verified)} checks passed: {', '.join(verified)}")
+
+
+def fail(what: str, likely: str = "") -> None:
+    """Raise `CheckFailed` with a sentence on the likely mistake."""
+    raise CheckFailed(what + (f"\nLikely mistake: {likely}" if likely else ""))
+
+
+def expect(condition: bool, what: str, likely: str = "") -> None:
+    """`fail` unless `condition` holds."""
+    if not condition:
+        fail(what, likely)
+
+
+def same(what: str, found: Any, expected: Any, mistakes: Mapping[str, Any] | None = None, tolerance: float = 1e-5) -> None:
+    """Compare numbers, tensors, or dicts of them, with a naive reference.
+
+    `mistakes` maps a sentence to the value that this mistake would give; the first one that `found` equals is named. Raises `CheckFailed`.
+    """
+    difference = _difference(found, expected, tolerance)
+    if difference:
+        likely = next((sentence for sentence, wrong in (mistakes or {}).items() if not _difference(found, wrong, tolerance)), "")
+        fail(f"{what}: {difference}", likely)
+
+
+def _difference(found: Any, expected: Any, tolerance: float) -> str:
+    """The first difference in words, or nothing."""
+    if isinstance(expected, dict):
+        return _dict_difference(found, expected, tolerance)
+    if not isinstance(expected, Tensor):
+        if isinstance(found, Tensor) and found.ndim == 0:
+            found = found.item()
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            return f"expected a number, found {type(found).__name__}"
+        return "" if abs(found - expected) <= tolerance * max(1e-8, abs(expected)) else f"expected {expected:.6g}, found {found:.6g}"
+    if not isinstance(found, Tensor):
+        return f"expected a tensor, found {type(found).__name__}"
+    if found.shape != expected.shape:
+        return f"expected shape {list(expected.shape)}, found {list(found.shape)}"
+    if found.dtype != expected.dtype:
+        return f"expected {expected.dtype}, found {found.dtype}"
+    a, b = found.detach(), expected.detach()
+    near = torch.isclose(a, b, rtol=tolerance, atol=tolerance * (float(b.abs().max()) if b.is_floating_point() and b.numel() else 0.0))
+    if bool(near.all()):
+        return ""
+    place = tuple((~near).nonzero()[0].tolist())
+    return f"first difference at {list(place)}: expected {b[place].item():.6g}, found {a[place].item():.6g} (shape {list(b.shape)})"
+
+
+def _dict_difference(found: Any, expected: dict[Any, Any], tolerance: float) -> str:
+    if not isinstance(found, dict):
+        return f"expected a dict, found {type(found).__name__}"
+    if found.keys() != expected.keys():
+        missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+        return f"expected the keys {sorted(expected)}, found {f'no {missing[0]!r}' if missing else f'also {extra[0]!r}'}"
+    for key, value in expected.items():
+        if difference := _difference(found[key], value, tolerance):
+            return f"{key!r}: {difference}"
+    return ""
