@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import secrets
+import symtable
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -105,14 +106,20 @@ def needed(name: str, statements: dict[str, list[ast.stmt]]) -> list[str]:
             return
         seen.add(name)
         for statement in statements.get(name, []):
-            for node in ast.walk(statement):
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-                    visit(node.id)
+            for other in global_names(symtable.symtable(ast.unparse(statement), "cell", "exec")):
+                visit(other)
             if statement not in order:
                 order.append(statement)
 
     visit(name)
     return [ast.unparse(ast.fix_missing_locations(statement)) for statement in order]
+
+
+def global_names(table: symtable.SymbolTable) -> list[str]:
+    """The names that a piece of code takes from the top of the notebook; a function's own variables are not among them."""
+    top = table.get_type() == "module"
+    found = [s.get_name() for s in table.get_symbols() if s.is_referenced() and (top or s.is_global())]
+    return found + [name for child in table.get_children() for name in global_names(child)]
 
 
 def grade(names: list[str], defined: dict[str, str], request: dict[str, Any]) -> dict[str, list[Any]]:
