@@ -110,6 +110,30 @@ def learning_curves(histories: dict[str, list[dict[str, float]]], value: str = "
     return figure
 
 
+def lines(values: dict[str, Sequence[float]], xlabel: str, ylabel: str, first: int = 1) -> Figure:
+    """One line per name; x counts from `first`."""
+    figure, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    for i, (name, y) in enumerate(values.items()):
+        ax.plot(range(first, first + len(y)), list(y), marker="os^DvPX*"[i % 8], ms=4, color=_LINES[i % len(_LINES)], label=name)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.grid(alpha=0.3)
+    figure.legend(fontsize=8, loc="outside right upper", frameon=False)
+    return figure
+
+
+def heatmap(values: Tensor, rows: Sequence[str], columns: Sequence[str], label: str, numbers: bool = False) -> Figure:
+    """Values [rows, columns] as shades from zero to the greatest; `numbers` writes each value into its cell."""
+    figure, ax = plt.subplots(figsize=(1.0 * len(columns) + 2, 0.36 * len(rows) + 1.1), layout="constrained")
+    drawn = ax.imshow(values.numpy(), cmap="cividis", vmin=0, aspect="auto")
+    ax.set(xticks=range(len(columns)), xticklabels=list(columns), yticks=range(len(rows)), yticklabels=list(rows))
+    if numbers:
+        for (row, column), value in np.ndenumerate(values.numpy()):
+            light = value < float(values.max()) / 2
+            ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if light else "black")
+    figure.colorbar(drawn, label=label)
+    return figure
+
+
 def tuning_idea() -> Figure:
     """The survey's subject in one picture: a backbone trained once on much data, and re-used on a task by training little."""
     figure, ax = plt.subplots(figsize=(8.5, 2.9), layout="constrained")

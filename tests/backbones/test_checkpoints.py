@@ -193,7 +193,7 @@ def test_a_safetensors_file_of_another_library(tmp_path: Path) -> None:
         ({"norm.weight": None}, "expected norm.weight of shape (64,), found nothing"),
         ({"pos_embed": None}, "it lacks pos_embed"),
         ({"reg_token": torch.zeros(1, 4, 64)}, "expected reg_token of shape nothing, found (1, 4, 64)"),
-        ({"blocks.3.norm1.weight": torch.zeros(64)}, "does not fit a ViT: expected blocks.2."),
+        ({"blocks.3.norm1.weight": torch.zeros(64)}, "does not fit a VisionTransformer: expected blocks.2."),
         ({"pos_embed": torch.zeros(1, 16, 64)}, "expected pos_embed of shape (1, 17, 64), found (1, 16, 64)"),
         ({"blocks.0.attn.qkv.weight": torch.zeros(128, 64)}, "expected blocks.0.attn.qkv.weight of shape (192, 64), found (128, 64)"),
         ({"norm.bias": torch.zeros(65)}, "expected norm.bias of shape (64,), found (65,)"),

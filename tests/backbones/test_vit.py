@@ -73,7 +73,7 @@ def test_same_gradients_as_timm() -> None:
         assert (gradients[1][key] - expected).abs().max() <= 1e-4 * expected.abs().max(), key
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if timm.is_model(name)])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if timm.is_model(name) and name.startswith("vit")])
 @pytest.mark.parametrize("settings", [{}, {"num_classes": 5, "global_pool": "avg"}])
 def test_state_dicts_have_timms_names_and_shapes_in_timms_order(name: str, settings: dict[str, Any]) -> None:
     with torch.device("meta"):

@@ -100,14 +100,9 @@ def save_backbone(backbone: Any, path: str | Path, half: bool = False, **metadat
 
 def _from_tensors(tensors: dict[str, Tensor], num_heads: int | None, source: Path | str) -> nn.Module:
     """Read the architecture off the names and shapes, build it, load the weights strictly."""
-    backbone: nn.Module
-    with torch.device("meta"):
-        if "layer1.0.conv1.weight" in tensors:
-            backbone = _resnet_like(tensors)
-        elif "layers.0.blocks.0.attn.relative_position_bias_table" in tensors:
-            backbone = _swin_like(tensors)
-        else:
-            backbone = _vit_like(tensors, num_heads, source)
+    swin, resnet = "layers.0.blocks.0.attn.relative_position_bias_table" in tensors, "layer1.0.conv1.weight" in tensors
+    with torch.device("cpu" if swin else "meta"):  # Swin's masks and indices are no part of the file, so they are made for real
+        backbone = _swin_like(tensors) if swin else _resnet_like(tensors) if resnet else _vit_like(tensors, num_heads, source)
     expected = {key: tuple(t.shape) for key, t in backbone.state_dict().items()}
     found = {key: tuple(t.shape) for key, t in tensors.items()}
     for key in sorted(expected.keys() | found.keys()):

@@ -37,6 +37,7 @@ class HybridEmbed(PatchEmbed):
         if not channels or left * 2 ** len(channels) != patch_size:
             raise VTError(f"expected a patch size that {len(channels)} halvings divide, found {patch_size}; give the stem other channels")
         super().__init__(img_size, patch_size, in_chans, embed_dim)
+        del self.proj  # made again below, so that the modules stand in the order in which the image passes them
         inputs = (in_chans, *channels[:-1])
         self.backbone = nn.Sequential(*(
             ConvNormAct(a, b, last=i == len(channels) - 1) for i, (a, b) in enumerate(zip(inputs, channels, strict=True))
