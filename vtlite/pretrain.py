@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import vtlite
 from vtlite.backbones import create_backbone, save_backbone
+from vtlite.backbones.resnet import ResNet
+from vtlite.backbones.stages import stages
 from vtlite.data.upstream import Upstream, augment
 from vtlite.storage import atomic_write
 from vtlite.training import evaluate, fit
@@ -16,13 +19,13 @@ from vtlite.tuning import Tuned, tune
 
 CARD = """# {name}
 
-A Vision Transformer with timm's names: {parameters:,} parameters without head, images {size}x{size}, patches {patch}x{patch}, width {width},
-{depth} blocks, {heads} heads, {pool} pooling. Stored in half precision; load it with `vt.load_backbone("{name}")`.
+{architecture}
+Stored in half precision; load it with `vt.load_backbone("{name}")`.
 
-- **Made by** `python -m vtlite pretrain --epochs {epochs} --lr {lr} --seed {seed}`: supervised classification into {classes} classes with `vt.fit`
-  (AdamW, weight decay {weight_decay}, batch {batch_size}, {warmup:.0%} warm-up, cosine), {seen:,} augmented images, {minutes:.0f} minutes on
-  {threads} CPU threads, torch {torch}, vtlite {version}. The same seed gives the same weights on the same machine and number of threads; a
-  run that was stopped continues.
+- **Made by** `python -m vtlite pretrain --name {name} --epochs {epochs} --lr {lr} --seed {seed}`: supervised classification into
+  {classes} classes with `vt.fit` (AdamW, weight decay {weight_decay}, batch {batch_size}, {warmup:.0%} warm-up, cosine), {seen:,} augmented
+  images, {minutes:.0f} minutes on {threads} CPU threads, torch {torch}, vtlite {version}. The same seed gives the same weights on the same
+  machine and number of threads; a run that was stopped continues.
 - **Data** (`vtlite/data/upstream.py`): 1,906 Noto emoji in 98 sub-categories (Apache-2.0) and 5,000 Fashion-MNIST training photographs of five
   classes (MIT), recoloured, moved and laid on random backgrounds. None of these images, and none of the five other clothing classes, is in
   a downstream task.
@@ -58,15 +61,28 @@ def pretrain(
         accuracy = evaluate(torch.nn.Sequential(_Augment(), model), data)["accuracy"]
     save_backbone(model.backbone, out, half=True, made_by="python -m vtlite pretrain", epochs=epochs, lr=lr, seed=seed)
     card = CARD.format(
-        name=name, parameters=sum(p.numel() for p in blank.parameters()), size=blank.patch_embed.img_size[0], patch=blank.patch_embed.patch_size[0],
-        width=blank.embed_dim, depth=len(blank.blocks), heads=blank.num_heads, pool=blank.global_pool, epochs=epochs, lr=lr, seed=seed,
-        weight_decay=weight_decay, warmup=warmup, batch_size=batch_size, classes=len(data.classes), seen=epochs * len(data), accuracy=accuracy,
+        name=name, architecture=describe(blank), epochs=epochs, lr=lr, seed=seed, weight_decay=weight_decay, warmup=warmup,
+        batch_size=batch_size, classes=len(data.classes), seen=epochs * len(data), accuracy=accuracy,
         minutes=sum(row["seconds"] for row in history) / 60, threads=torch.get_num_threads(), torch=torch.__version__, version=vtlite.__version__,
     )  # fmt: skip
     with atomic_write(out.with_suffix(".md")) as temporary:
         temporary.write_text(card)
     partial.unlink()
     return model
+
+
+def describe(backbone: Any) -> str:
+    """The architecture in two lines of a card."""
+    parameters = f"{sum(p.numel() for p in backbone.parameters()):,} parameters without head"
+    if isinstance(backbone, ResNet):
+        depths, width = [len(stage) for stage in stages(backbone)], len(backbone.bn1.weight)
+        return f"A ResNet with torchvision's names: {parameters}, {depths} blocks in its stages, width {width},\nfor small images (32x32)."
+    embed = backbone.patch_embed
+    return (
+        f"A Vision Transformer with timm's names: {parameters}, images {embed.img_size[0]}x{embed.img_size[0]}, "
+        f"patches {embed.patch_size[0]}x{embed.patch_size[0]},\nwidth {backbone.embed_dim}, {len(backbone.blocks)} blocks, "
+        f"{backbone.num_heads} heads, {backbone.global_pool} pooling."
+    )
 
 
 class _Augment(torch.nn.Module):

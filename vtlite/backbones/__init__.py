@@ -35,7 +35,7 @@ def _vit(size: str, img_size: int, patch_size: int, **more: Any) -> Build:
 # Name -> class and arguments. The names are timm's; torchvision's are aliases below.
 ARCHITECTURES: dict[str, Build] = {
     "vtlite-tiny": (VisionTransformer, {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3}),
-    "vtlite-resnet": (ResNet, {"depths": (1, 1, 1, 1), "width": 32, "small_images": True}),
+    "vtlite-resnet": (ResNet, {"depths": (1, 1, 1, 1), "width": 24, "small_images": True}),
     **{f"vit_{size}_patch{p}_{img}": _vit(size, img, p) for size in _SIZES for p in (16, 32) for img in (224, 384)},
     **{f"vit_{size}_patch14_dinov2": _vit(size, 518, 14, init_values=1e-5) for size in ("small", "base", "large")},
     **{f"deit_{size}_distilled_patch16_224": _vit(size, 224, 16, distilled=True) for size in ("tiny", "small", "base")},

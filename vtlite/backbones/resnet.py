@@ -72,7 +72,7 @@ class ResNet(nn.Module):
     """A ResNet: images [B, in_chans, S, S] of any size -> logits [B, num_classes], or features [B, num_features] when num_classes is 0.
 
     `depths` are the blocks of the four stages, `width` the channels of the first. `small_images` replaces the stem's 7x7 convolution
-    and pooling, which would leave little of 32 pixels, by a 3x3 convolution.
+    and pooling, which would leave little of 32 pixels, by a 3x3 convolution of stride 2.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ResNet(nn.Module):
             raise VTError(f"expected depths of four stages with at least one block each, found {tuple(depths)}")
         block = Bottleneck if bottleneck else BasicBlock
         self.in_chans = in_chans
-        self.conv1 = nn.Conv2d(in_chans, width, 3, 1, 1, bias=False) if small_images else nn.Conv2d(in_chans, width, 7, 2, 3, bias=False)
+        self.conv1 = nn.Conv2d(in_chans, width, 3, 2, 1, bias=False) if small_images else nn.Conv2d(in_chans, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(3, 2, 1)
         channels = width

@@ -20,6 +20,8 @@ class GradualUnfreezing(Method):
     optimiser's state is ready. It saves no time, because those gradients are computed all the same.
     """
 
+    lr = 2e-3
+
     span: float = 0.5  # share of the training after which everything trains
 
     def __post_init__(self) -> None:

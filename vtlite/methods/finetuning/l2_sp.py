@@ -24,6 +24,8 @@ class L2SP(Method):
     85,798,656 parameters of ViT-B/16 train. Call `fit` with weight_decay=0: the penalty takes its place.
     """
 
+    lr = 2e-3
+
     alpha: float = 0.1  # towards the pre-trained weights
     beta: float = 0.01  # of the head towards zero
     _start: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)

@@ -19,6 +19,8 @@ class LayerwiseDecay(Method):
     few blocks a larger value keeps the first ones alive.
     """
 
+    lr = 2e-3
+
     decay: float = 0.75  # factor from one block to the one before it; 1 is full fine-tuning
 
     def __post_init__(self) -> None:

@@ -26,6 +26,8 @@ class LPFT(Method):
     than that of full fine-tuning is usually best.
     """
 
+    lr = 2e-3
+
     c: float = 1.0  # inverse strength of the probe's penalty
 
     def __post_init__(self) -> None:

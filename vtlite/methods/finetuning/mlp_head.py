@@ -21,6 +21,8 @@ class MLPHead(Method):
     batch may have one image, and no running statistics need to be stored.
     """
 
+    lr = 2e-3
+
     unmergeable = "its head is a network, which no single linear layer can stand for"
 
     layers: int = 1  # hidden layers, each as wide as the features

@@ -21,6 +21,8 @@ class NormTuning(Method):
     goes on collecting its running mean and variance, which are saved with the delta.
     """
 
+    lr = 3e-2
+
     def attach(self, backbone: Backbone) -> None:
         for module in backbone.modules():
             if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._BatchNorm):

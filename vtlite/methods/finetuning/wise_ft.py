@@ -28,6 +28,8 @@ class WiSEFT(Method):
     train, and the average costs nothing at inference.
     """
 
+    lr = 2e-3
+
     alpha: float = 0.5  # 0: the linear probe, 1: the fine-tuned model
     c: float = 1.0  # inverse strength of the probe's penalty, as in LP-FT
     _probed: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
