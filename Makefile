@@ -15,7 +15,8 @@ tour: .venv/.core  ## set everything up, then tune with one method of each group
 
 test: .venv/.dev lint  ## every test and every notebook
 	$(ONE) $(BIN)/python -m pytest -n 2 --dist loadfile tests
-	$(ONE) $(BIN)/python -m pytest -n 2 --dist loadfile $(NBVAL) notebooks
+	$(ONE) $(BIN)/python -m pytest -n 2 --dist loadfile $(NBVAL) notebooks solutions
+	$(BIN)/python -m tests.checks
 
 lint: .venv/.dev  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -25,8 +26,9 @@ lint: .venv/.dev  ## ruff and mypy
 lab: .venv/.lab  ## open the lessons in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
-notebooks: .venv/.dev  ## run every lesson again and keep its outputs
+notebooks: .venv/.dev  ## run every lesson and solution again, keep the outputs, make the exercises
 	$(BIN)/python tests/notebooks/execute.py
+	$(BIN)/python -m vtlite classroom release
 
 benchmark: .venv/.core  ## measure all methods on all tasks again (about an hour; continues where it stopped)
 	$(BIN)/python -m vtlite bench

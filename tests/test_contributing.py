@@ -24,14 +24,14 @@ def test_the_recipe_of_contributing_adds_a_method(tmp_path: Path) -> None:
     (tmp_path / file[1]).write_text(re.sub(r"^   ", "", code[1], flags=re.MULTILINE))
     # Step 3: the import.
     with (tmp_path / "vtlite/methods/__init__.py").open("a") as init:
-        init.write("from vtlite.methods.parameter.bias.norm_bias import NormBias\n")
-    # Step 4: the suite, with its count (a norm of ViT-B/16 has 768 biases).
+        init.write("from vtlite.methods.parameter.bias.last_bias import LastBias\n")
+    # Step 4: the suite, with its count (the final norm of ViT-B/16 has 768 biases).
     suite = tmp_path / "tests/methods/test_methods.py"
     suite.write_text(
-        suite.read_text().replace('    ("full", {}, 85_798_656),\n', '    ("full", {}, 85_798_656),\n    ("norm_bias", {}, 768),\n')
+        suite.read_text().replace('    ("full", {}, 85_798_656),\n', '    ("full", {}, 85_798_656),\n    ("last_bias", {}, 768),\n')
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": ""}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/methods/test_methods.py", "-k", "norm_bias"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/methods", "-k", "last_bias"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout[-3000:]
     passed = re.search(r"(\d+) passed", done.stdout)

@@ -1,4 +1,4 @@
-"""`make notebooks`: run every lesson (or those named) from top to bottom and keep its outputs, without what changes from run to run."""
+"""`make notebooks`: run every lesson and solution (or those named) from top to bottom and keep its outputs, without what changes from run to run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-LESSONS = Path(__file__).parents[2] / "notebooks"
+ROOT = Path(__file__).parents[2]
 
 
 def execute(path: Path) -> None:
@@ -27,5 +27,7 @@ def execute(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    for lesson in [Path(name) for name in sys.argv[1:]] or sorted(LESSONS.glob("[0-9]*.ipynb")):
+    for lesson in [Path(name) for name in sys.argv[1:]] or sorted(
+        [*ROOT.glob("notebooks/[0-9]*.ipynb"), *ROOT.glob("solutions/[0-9]*.ipynb")]
+    ):
         execute(lesson)
