@@ -39,6 +39,8 @@ def test_tour_writes_table_json_csv_and_figure(tmp_path: Path) -> None:
         (["data", "show", "digit"], "did you mean 'digits'"),
         (["data", "build", "--noto", "no", "--twemoji", "no", "--fashion", "no"], "expected the source file"),
         (["pretrain", "--name", "vit_tiny"], "unknown backbone 'vit_tiny'"),
+        (["classroom", "release"], "expected notebooks in solutions, found none"),
+        (["classroom", "grade", "nowhere"], "expected a folder of submissions, found none at nowhere"),
     ],
 )
 def test_a_mistake_is_one_sentence_without_traceback(

@@ -38,6 +38,12 @@ def test_deterministic_by_seed_with_a_card_and_no_rest(tmp_path: Path) -> None:
     assert vt.load_backbone(tmp_path / "a.safetensors").num_heads == 3
 
 
+def test_a_resnet_is_made_by_the_same_command(tmp_path: Path) -> None:
+    module.pretrain("vtlite-resnet", tmp_path / "r.safetensors", epochs=1, lr=1e-3, progress=False)
+    assert "A ResNet with torchvision's names: 690,552 parameters" in (tmp_path / "r.md").read_text()
+    assert vt.load_backbone(tmp_path / "r.safetensors").num_features == 192
+
+
 def test_a_stopped_run_continues_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, out, calls = make(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", 0
     real = module.augment
@@ -59,11 +65,12 @@ def test_a_stopped_run_continues_to_the_same_weights(tmp_path: Path, monkeypatch
     assert all(torch.equal(whole[name], continued[name]) for name in whole)
 
 
-def test_the_embedded_backbone_is_the_one_its_card_describes() -> None:
+@pytest.mark.parametrize("name", ["vtlite-tiny", "vtlite-resnet"])
+def test_the_embedded_backbone_is_the_one_its_card_describes(name: str) -> None:
     from vtlite.backbones import WEIGHTS
 
-    backbone, card = vt.load_backbone("vtlite-tiny"), (WEIGHTS / "vtlite-tiny.md").read_text()
+    backbone, card = vt.load_backbone(name), (WEIGHTS / f"{name}.md").read_text()
     assert f"{sum(p.numel() for p in backbone.parameters()):,} parameters" in card
-    metadata = load_tensors(WEIGHTS / "vtlite-tiny.safetensors")[1]
+    metadata = load_tensors(WEIGHTS / f"{name}.safetensors")[1]
     assert f"--epochs {metadata['epochs']} --lr {metadata['lr']} --seed {metadata['seed']}" in card
-    assert (WEIGHTS / "vtlite-tiny.safetensors").stat().st_size < 4 * 2**20
+    assert (WEIGHTS / f"{name}.safetensors").stat().st_size < 4 * 2**20

@@ -18,7 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 def test_conda_route_installs_what_pyproject_asks_for() -> None:
     optional = PROJECT["optional-dependencies"]
-    wanted = {*PROJECT["dependencies"], *optional["lab"], *optional["dev"]} - {"vtlite[lab]"}
+    wanted = {*PROJECT["dependencies"], *optional["lab"], *optional["classroom"], *optional["dev"]} - {"vtlite[lab,classroom]"}
     environment = (ROOT / "environment.yml").read_text()
     found = re.findall(r"^      - (.+)$", environment, re.MULTILINE)
     assert sorted(found) == sorted(wanted)

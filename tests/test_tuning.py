@@ -83,8 +83,8 @@ def test_num_classes_must_be_a_positive_integer(num_classes: Any) -> None:
         vt.tune(make_tiny(), "lora", num_classes=num_classes)
 
 
-def test_only_vits_are_tuned() -> None:
-    with pytest.raises(vt.VTError, match="expected a Vision Transformer of vtlite's or timm's, found Linear"):
+def test_only_known_backbones_are_tuned() -> None:
+    with pytest.raises(vt.VTError, match="expected a backbone of vtlite's or timm's, found Linear"):
         vt.tune(nn.Linear(3, 3), "lora", num_classes=3)
     with pytest.raises(vt.VTError, match="tuned already"):
         vt.tune(tuned("lora"), "lora", num_classes=3)

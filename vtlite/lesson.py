@@ -24,6 +24,7 @@ def show_source(obj: Any) -> Markdown:
     from IPython.display import Markdown
 
     try:
+        obj = inspect.unwrap(obj)  # from under a decorator such as torch.no_grad
         file, source = Path(inspect.getfile(obj)).resolve(), textwrap.dedent(inspect.getsource(obj))
         name = f"vtlite/{file.relative_to(_PACKAGE).as_posix()}"
     except (TypeError, OSError, ValueError) as error:  # no source at all, or a file outside the package
