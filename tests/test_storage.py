@@ -98,3 +98,14 @@ def test_a_pickle_is_recognised_and_never_opened(tmp_path: Path) -> None:
 def test_the_nearest_names_come_first_and_few_names_are_listed() -> None:
     assert str(unknown("task", "digts", ["digits", "twemoji"])) == "unknown task 'digts': did you mean 'digits'?"
     assert str(unknown("task", "zzz", ["digits", "twemoji"])) == "unknown task 'zzz': choose from digits, twemoji"
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
+    """The first byte of a safetensors file is the low byte of its header's length: here 0x80, as a pickle's."""
+    for padding in range(256):
+        save_tensors(tmp_path / "x.safetensors", {"a": torch.ones(3)}, {"note": "x" * padding})
+        if (tmp_path / "x.safetensors").read_bytes()[0] == 0x80:
+            break
+    else:
+        pytest.fail("no length ended in 0x80")
+    assert torch.equal(load_tensors(tmp_path / "x.safetensors")[0]["a"], torch.ones(3))

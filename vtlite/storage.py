@@ -69,18 +69,18 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, object]
     path = Path(path)
     if not path.is_file():
         raise VTError(f"expected a safetensors file, found no file {path}; check the path")
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start.startswith((b"PK", b"\x80")):
-        raise VTError(
-            f"{path} is a pickled PyTorch checkpoint, and unpickling can run foreign code; "
-            "convert it with safetensors.torch.save_file(torch.load(path, weights_only=True), new_path)"
-        )
     try:
         with safe_open(path, framework="pt") as file:
             raw = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
+        with path.open("rb") as opened:
+            start = opened.read(4)
+        if start.startswith((b"PK", b"\x80")):  # asked only now, because a safetensors file may begin with any byte: it is a length
+            raise VTError(
+                f"{path} is a pickled PyTorch checkpoint, and unpickling can run foreign code; "
+                "convert it with safetensors.torch.save_file(torch.load(path, weights_only=True), new_path)"
+            ) from error
         raise VTError(f"{path} is not a whole safetensors file ({error}); it is truncated or damaged, so fetch or save it again") from error
     return tensors, {key: _from_json(value) for key, value in raw.items()}
 

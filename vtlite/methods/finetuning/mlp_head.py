@@ -21,7 +21,7 @@ class MLPHead(Method):
     batch may have one image, and no running statistics need to be stored.
     """
 
-    lr = 2e-3
+    lr = 3e-3
 
     unmergeable = "its head is a network, which no single linear layer can stand for"
 

@@ -20,7 +20,7 @@ class Partial(Method):
     block. The gradient stops at the first trained block, so time and memory are saved too. A ResNet's blocks are its four stages.
     """
 
-    lr = 2e-3
+    lr = 6e-3
 
     blocks: int = 1  # k, counted from the end
 
