@@ -56,14 +56,14 @@ def test_vtlite_tiny_is_embedded() -> None:
 def test_an_embedded_backbone_loads_twice_the_same_in_eval_mode_without_a_head(name: str) -> None:
     first, second = vt.load_backbone(name), vt.load_backbone(name)
     assert not any(module.training for module in first.modules())
-    assert isinstance(first.head, nn.Identity)
+    assert isinstance(first.get_classifier(), nn.Identity)
     assert {p.dtype for p in first.parameters()} == {torch.float32}
     features = first(pictures())
     assert features.shape == (3, first.num_features)
     assert torch.isfinite(features).all()
     assert torch.equal(features, second(pictures()))
     with torch.no_grad():
-        second.norm.bias += 1
+        next(second.parameters()).add_(1)
     assert torch.equal(vt.load_backbone(name)(pictures()), features)  # nobody else's copy was changed
 
 
@@ -221,7 +221,7 @@ def test_tensors_of_other_dimensions_or_blocks_are_a_sentence(tmp_path: Path, ke
     ("name", "sentence"),
     [
         ("vtlite-tny", "unknown backbone 'vtlite-tny': did you mean 'vtlite-tiny'"),
-        ("zzzzzz", "choose from a path to a .safetensors file, timm:NAME, vtlite-tiny"),
+        ("zzzzzz", "choose from a path to a .safetensors file, timm:NAME, vtlite-resnet, vtlite-tiny"),
         ("none.safetensors", "found no file none.safetensors"),
     ],
 )
