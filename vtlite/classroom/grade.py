@@ -53,6 +53,8 @@ def grade(folder: Path, out: Path, solutions: Path, assignment: str = "", limits
     A submission is FOLDER/STUDENT/ASSIGNMENT.ipynb or FOLDER/STUDENT.ipynb. What was marked before, and has not changed since, is not marked
     again. Raises `VTError` for a folder without submissions or an unknown assignment.
     """
+    if os.name != "posix":
+        raise VTError("grading needs Linux or macOS, whose processes can be limited and stopped; on Windows use WSL")
     points = {path.stem: read_points(path) for path in sorted(solutions.glob("*.ipynb"))}
     found = find_submissions(folder, assignment, list(points))
     pages = out.with_suffix("")
