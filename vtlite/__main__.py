@@ -13,9 +13,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     tour = commands.add_parser("tour", help="tune with one method of each group and more; table, figure, JSON and CSV")
-    tour.add_argument(
-        "--methods", default="full,linear,vpt_deep,adaptformer,lora,bitfit,ssf,kd", help="comma-separated names (default: %(default)s)"
-    )
+    tour.add_argument("--methods", help="comma-separated names (default: at least one of each group; see vtlite/tour.py)")
     tour.add_argument("--task", default="twemoji", help="an embedded task, torchvision:NAME or folder:PATH (default: %(default)s)")
     tour.add_argument(
         "--backbone", default="vtlite-tiny", help="an embedded backbone, timm:NAME or a .safetensors file (default: %(default)s)"

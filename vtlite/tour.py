@@ -118,14 +118,14 @@ def save_rows(rows: Sequence[Row], path: Path) -> None:
         temporary.write_text(buffer.getvalue())
 
 
-def run(methods: str, task: str, backbone: str, epochs: int, outputs: dict[str, Path]) -> None:
+def run(methods: str | None, task: str, backbone: str, epochs: int, outputs: dict[str, Path]) -> None:
     """The command: everything above, with its outputs on the terminal and in files ("json", "csv", "figure")."""
     for path in outputs.values():
         path.parent.mkdir(parents=True, exist_ok=True)
     if outputs["figure"].suffix not in (".png", ".svg", ".pdf"):
         raise VTError(f"expected a figure that ends in .png, .svg or .pdf, found {outputs['figure'].name}")
     start = time.perf_counter()
-    rows = tour([name.strip() for name in methods.split(",")], task, backbone, epochs)
+    rows = tour([name.strip() for name in methods.split(",")] if methods is not None else METHODS, task, backbone, epochs)
     console = Console(width=None if Console().is_terminal else 120)
     console.print(
         table(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtlite.backbones.stages import HEADS
 from vtlite.backbones.vit import check_images
 from vtlite.methods.base import Backbone, Method, make_method
 from vtlite.storage import VTError, load_tensors, save_tensors
@@ -125,7 +126,7 @@ def fingerprint(backbone: nn.Module) -> str:
     """A short hash of the names, shapes and values of a backbone's tensors, head excluded; the same for ours and timm's."""
     digest = hashlib.sha256()
     for name, tensor in sorted(backbone.state_dict().items()):
-        if not name.startswith(("head.", "head_dist.", "fc.")):
+        if not name.startswith(HEADS):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             if not tensor.is_meta:
                 digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

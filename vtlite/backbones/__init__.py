@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from vtlite.backbones.hybrid import HybridViT
 from vtlite.backbones.resnet import ResNet
+from vtlite.backbones.stages import HEADS
 from vtlite.backbones.swin import SwinTransformer
 from vtlite.backbones.vit import VisionTransformer
 from vtlite.storage import VTError, load_tensors, save_tensors, unknown
 
 WEIGHTS = Path(__file__).parent / "weights"  # the embedded checkpoints, one safetensors file and one card each
-_HEADS = ("head.", "head_dist.", "fc.")  # what a classifier is called; a backbone is kept without it
 
 _SIZES = {
     "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
@@ -84,7 +84,7 @@ def load_backbone(name_or_path: str | Path, num_heads: int | None = None) -> Any
         raise unknown("backbone", name, (*embedded, "timm:NAME", "a path to a .safetensors file"))
     path = embedded.get(name, Path(name))
     tensors, metadata = load_tensors(path)
-    tensors = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items() if not k.startswith(_HEADS)}
+    tensors = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items() if not k.startswith(HEADS)}
     heads = num_heads or metadata.get("num_heads")
     if heads is not None and not str(heads).isdigit():
         raise VTError(f"expected a number of heads, found {heads!r} in {path}; pass num_heads=...")
@@ -93,7 +93,7 @@ def load_backbone(name_or_path: str | Path, num_heads: int | None = None) -> Any
 
 def save_backbone(backbone: Any, path: str | Path, half: bool = False, **metadata: object) -> None:
     """Write a backbone's weights (no head), in half precision if asked, as a file that `load_backbone` reads."""
-    tensors = {k: t.half() if half and t.is_floating_point() else t for k, t in backbone.state_dict().items() if not k.startswith(_HEADS)}
+    tensors = {k: t.half() if half and t.is_floating_point() else t for k, t in backbone.state_dict().items() if not k.startswith(HEADS)}
     heads = {"num_heads": backbone.num_heads} if hasattr(backbone, "num_heads") else {}  # the rest can be read off the shapes
     save_tensors(path, tensors, {**heads, **metadata})
 
@@ -187,5 +187,5 @@ def _load_timm(name: str) -> Any:  # timm has no types
         ) from error
     if name.partition(".")[0] in ARCHITECTURES:
         heads = model.blocks[0].attn.num_heads if hasattr(model, "blocks") else None
-        return _from_tensors({k: t for k, t in model.state_dict().items() if not k.startswith(_HEADS)}, heads, name)
+        return _from_tensors({k: t for k, t in model.state_dict().items() if not k.startswith(HEADS)}, heads, name)
     return model

@@ -8,6 +8,8 @@ from torch import nn
 
 from vtlite.storage import VTError
 
+HEADS = ("head.", "head_dist.", "fc.")  # what a classifier's parameters are called; a backbone is kept without it
+
 
 def stage_names(backbone: nn.Module) -> list[str]:
     """The names of a backbone's stages from input to output: the blocks of a ViT or Swin, `layer1` to `layer4` of a ResNet.
@@ -37,7 +39,7 @@ def layer_of(name: str, names: list[str]) -> int:
             return i
     if inner.startswith("layers."):  # Swin's downsampling comes before the first block of its stage
         return 1 + names.index(f"layers.{inner.split('.')[1]}.blocks.0")
-    return len(names) + 1 if inner.startswith(("norm.", "fc_norm.", "head", "fc.")) else 0
+    return len(names) + 1 if inner.startswith(("norm.", "fc_norm.", *HEADS)) else 0
 
 
 def attention_blocks(backbone: nn.Module, method: str, plain: bool = False) -> list[Any]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.backbones.vit import Mlp, PatchEmbed
+from vtlite.backbones.vit import Mlp, PatchEmbed, initialise_linear
 from vtlite.storage import VTError
 
 
@@ -155,11 +155,7 @@ class SwinTransformer(nn.Module):
         ))  # fmt: skip
         self.norm = nn.LayerNorm(self.num_features)
         self.head = ClassifierHead(self.num_features, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_linear(self)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Give the backbone a fresh head of `num_classes` outputs (0: none)."""

@@ -33,6 +33,15 @@ def check_images(images: Tensor, channels: int, size: tuple[int, int] | None) ->
         )
 
 
+def initialise_linear(network: nn.Module) -> None:
+    """The start of every linear layer in a Transformer: weights from a normal distribution of spread 0.02; biases zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 class PatchEmbed(nn.Module):
     """Cut the image into patches and project each to the width: [B, C, S, S] -> [B, (S / patch_size)^2, D]."""
 
@@ -157,11 +166,7 @@ class VisionTransformer(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if self.dist_token is not None:
             nn.init.normal_(self.dist_token, std=1e-6)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_linear(self)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Give the backbone a fresh head of `num_classes` outputs (0: none)."""

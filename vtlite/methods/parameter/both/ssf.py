@@ -27,8 +27,7 @@ class ScaleShift(nn.Module):
         """The plain operation with w <- scale w (per output channel) and b <- scale b + shift."""
         operation = self.operation
         operation.weight *= self.scale.view(-1, *[1] * (operation.weight.ndim - 1))
-        bias = self.shift if operation.bias is None else self.scale * operation.bias + self.shift
-        operation.bias = nn.Parameter(bias.detach().clone())
+        operation.get_parameter("bias").mul_(self.scale).add_(self.shift)
         return operation
 
 

@@ -47,9 +47,7 @@ class KD(Method):
     weight: float = 0.9  # of the teacher's answer against the label's
     teacher_method: str = "lora"  # how the teacher is tuned if none is given
     teacher_epochs: int = 10
-    student: Any = field(
-        default=None, repr=False, metadata={"model": True}
-    )  # another backbone to train, instead of some of this one's blocks
+    student: Any = field(default=None, repr=False, metadata={"model": True})  # a backbone to train instead of this one's blocks
     teacher: nn.Module | None = field(default=None, repr=False, metadata={"model": True})  # images -> logits over the same classes
     _source: nn.Module | None = field(default=None, init=False, repr=False)  # what the teacher is tuned from
 
