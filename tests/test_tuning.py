@@ -61,7 +61,6 @@ def test_precision_of_the_backbone_is_kept() -> None:
         (("lora",), {"rank": 1.5}, "found 1.5"),
         (("lora",), {"rank": 25}, "expected rank at most 24"),
         (("lora",), {"targets": "qx"}, "some of the letters q, k, v"),
-        (("lora",), {"targets": ""}, "some of the letters q, k, v"),
         (("vpt_deep",), {"num_prompts": 0}, "expected num_prompts"),
         (("vpt_deep",), {"dropout": 1.0}, "expected dropout in"),
         (("adaptformer",), {"bottleneck": 0}, "expected bottleneck"),

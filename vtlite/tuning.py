@@ -111,7 +111,7 @@ def merge(model: Tuned) -> nn.Module:
     heads = plain.get_classifier()
     for head in heads if isinstance(heads, tuple) else (heads,):  # DeiT has two, and answers with their mean
         head.load_state_dict(model.head.state_dict())
-    return plain.to(next(model.parameters()).device).requires_grad_(True).eval()  # as any backbone that was just loaded
+    return plain.to(next(model.parameters())).requires_grad_(True).eval()  # as any backbone that was just loaded
 
 
 def _merge_children(module: nn.Module) -> None:

@@ -17,7 +17,22 @@ from vtlite.methods.base import find_method
 
 CLASSES = 3
 # Settings for a backbone of width 24 and 2 blocks; everything else is the method's default.
-SMALL: dict[str, dict[str, Any]] = {"adaptformer": {"bottleneck": 4, "dropout": 0.0}, "lora": {"rank": 2}, "vpt_deep": {"num_prompts": 3}}
+SMALL: dict[str, dict[str, Any]] = {
+    "adaptformer": {"bottleneck": 4, "dropout": 0.0},
+    "kadaptation": {"n": 4},
+    "aurora": {"rank": 6},
+    "dldr": {"k": 4, "snapshots": 6, "stride": 1},
+    "dora": {"rank": 2},
+    "dp_bitfit": {"noise_multiplier": 0.0, "clipping": "abadi", "max_norm": 1e6},  # BitFit; test_parameter_bias.py clips and adds noise
+    "dylora": {"rank": 1},  # each step draws a rank to train, here the only one; test_parameter_low_rank.py has more of them
+    "fact_tk": {"rank": 4},
+    "fact_tt": {"rank": 4},
+    "lora": {"rank": 2},
+    "side_tuning": {"depth": 1},
+    "spt": {"budget": 0.1, "rank": 2},
+    "vera": {"rank": 16},
+    "vpt_deep": {"num_prompts": 3},
+}
 
 
 def batch(count: int = 5) -> tuple[Tensor, Tensor]:
@@ -118,6 +133,9 @@ def delta_round_trip(name: str, folder: Path) -> None:
     vt.load_delta(fresh, folder / "delta.safetensors")
     assert torch.equal(fresh(images), model(images))
     bytes_of_values = 4 * vt.count_parameters(model)[0]
+    for module in model.modules():  # where the numbers that train belong is stored with them: GPS's places, DLDR's directions
+        if any(p.requires_grad for p in module.parameters(recurse=False)):
+            bytes_of_values += sum(b.nbytes for key, b in module.named_buffers(recurse=False) if key in module.state_dict())
     assert bytes_of_values <= (folder / "delta.safetensors").stat().st_size <= bytes_of_values + 8192  # nothing frozen was written
 
 

@@ -31,7 +31,35 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("lora", {}, 294_912),  # 12 * 2 * 2 * 768 * 8: V-PETL Bench prints 0.29 M
     ("lora", {"rank": 4}, 147_456),
     ("lora", {"rank": 8, "targets": "qkv"}, 442_368),
+    ("lora", {"targets": "", "layers": ("qkv", "proj")}, 442_368),  # 12 * 8 * (768 + 2304 + 2 * 768)
+    ("lora", {"layers": ("proj", "fc1", "fc2")}, 884_736),  # 12 * 8 * (2 * 768 + 2 * (768 + 3072))
+    ("dylora", {}, 294_912),  # as LoRA of the largest rank
+    ("dora", {}, 313_344),  # as LoRA, and 12 * 2 * 768 lengths
+    ("vera", {}, 24_576),  # 12 * 2 * (768 + 256)
+    ("mosa", {}, 197_376),  # one convolution, k = 16: k^2 (3 + 768)
+    ("fact_tt", {}, 61_440),  # 2 * 768 * 16 and 144 cores of 16 * 16
+    ("fact_tt", {"rank": 4}, 8_448),
+    ("fact_tk", {}, 86_528),  # 2 * 768 * 32, 32^3 and 144 vectors of 32
+    ("fact_tk", {"rank": 16}, 30_976),
+    ("aurora", {}, 107_584),  # 2 * 768 * 64, 64 and 144 vectors of 64
+    ("krona", {}, 38_400),  # 12 * 2 * (24 * 24 + 32 * 32)
+    ("krona", {"place": "block"}, 19_200),
+    ("krona", {"place": "residual"}, 19_212),
+    ("kadaptation", {}, 50_176),  # shared 2 * 2 * 32 * 32; a layer 2 * 2 * 768 and a bias of 768
+    ("phm_adapter", {}, 175_680),  # 24 * (2 * (12^3 + 12 * 64 * 2) + 24 + 768)
+    ("compacter", {}, 57_088),  # 4^3 and 24 * (2 * (768 + 24) + 24 + 768)
+    ("compacter", {"after_mlp_only": True}, 28_576),
     ("bitfit", {}, 102_912),  # V-PETL Bench: 0.10 M
+    ("bitfit", {"subset": ("query", "fc1")}, 46_080),  # 12 * (768 + 3072)
+    ("dp_bitfit", {}, 102_912),
+    ("adapterbias", {}, 46_092),  # 12 * (768 + 3072 + 1)
+    ("adapterbias", {"norms": True}, 64_524),  # and 12 norms of 2 * 768
+    ("side_tuning", {}, 14_919_937),  # 2 blocks of 7,087,872, embeddings 742,656, norm 1,536, a
+    ("side_tuning", {"side": "alexnet"}, 9_547_585),  # VPT's: AlexNet's features 2,469,696, 9216 * 768, a
+    ("dldr", {}, 40),
+    ("gps", {}, 167_424),  # rows 12 * (2304 + 768 + 3072 + 768) + 768, and as many biases
+    ("gps", {"k": 2}, 251_136),
+    ("spt", {}, 425_272),  # 0.5% of 12 blocks of 7,087,872
     ("ssf", {}, 205_824),  # V-PETL Bench: 0.21 M
     ("kd", {}, 43_271_424),  # 6 blocks of 7,087,872, embeddings 742,656, norm 1,536
 ]

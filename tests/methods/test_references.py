@@ -15,7 +15,8 @@ import vtlite as vt
 from tests.conftest import make_tiny
 from tests.methods.checks import batch, trained
 from vtlite.methods.parameter.weight.lora import LoRALinear
-from vtlite.methods.remapping.distillation.kd import KD, kd_loss
+from vtlite.methods.remapping.distillation.kd import KD
+from vtlite.ops.kd_loss import kd_loss
 
 HEADS, PATCH = 3, 8
 Op = Callable[[str, Tensor], Tensor]

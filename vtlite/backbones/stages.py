@@ -48,6 +48,6 @@ def attention_blocks(backbone: nn.Module, method: str, plain: bool = False) -> l
     if not hasattr(backbone, "blocks") and (plain or not hasattr(backbone, "layers")):
         raise VTError(
             f"{method}: expected a {kind}, whose blocks it changes, found {type(backbone).__name__}; "
-            "tune this backbone with a method of the fine-tuning group, bitfit or ssf"
+            "tune this backbone with a method of the fine-tuning group, bitfit, lora or ssf"
         )
     return stages(backbone)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vtlite.methods.base import Backbone, Method, method
+from vtlite.ops.scale_shift import scale_shift
 
 
 class ScaleShift(nn.Module):
@@ -20,8 +21,9 @@ class ScaleShift(nn.Module):
         self.shift = nn.Parameter(torch.empty(channels).normal_(0, 0.02))
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = (-1, 1, 1) if isinstance(self.operation, nn.Conv2d | nn.BatchNorm2d) else (-1,)
-        return self.operation(x) * self.scale.view(shape) + self.shift.view(shape)
+        if isinstance(self.operation, nn.Conv2d | nn.BatchNorm2d):
+            return self.operation(x) * self.scale.view(-1, 1, 1) + self.shift.view(-1, 1, 1)
+        return scale_shift(self.operation(x), self.scale, self.shift)
 
     def merged(self) -> nn.Module:
         """The plain operation with w <- scale w (per output channel) and b <- scale b + shift."""
