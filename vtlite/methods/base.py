@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtlite.ops.cross_entropy import cross_entropy
 from vtlite.storage import VTError, unknown
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Method:
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The training loss of one batch: images [B, C, S, S], labels [B] -> scalar."""
-        return F.cross_entropy(model(images), labels)
+        return cross_entropy(model(images), labels)
 
     def backward(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Leave gradients in the trainable parameters and return the loss."""

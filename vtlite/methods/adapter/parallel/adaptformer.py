@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtlite.backbones.stages import attention_blocks
 from vtlite.methods.base import Backbone, Method, method
+from vtlite.ops.adapter import adapter
 
 
 class AdaptMLP(nn.Module):
@@ -25,8 +25,10 @@ class AdaptMLP(nn.Module):
             nn.init.zeros_(zero)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.dropout(F.relu(self.down(x)), self.dropout, self.training)  # [..., bottleneck], from x before its norm
-        return self.gain(self.mlp(self.norm(x))) + self.scale * self.up(hidden)
+        beside = self.gain(self.mlp(self.norm(x)))
+        weights = self.down.weight, self.up.weight, self.down.bias, self.up.bias
+        dropout = self.dropout if self.training else 0.0
+        return adapter(x, *weights, residual=beside, scale=self.scale, activation="relu", dropout=dropout)  # from x before its norm
 
 
 @method("adapter/parallel/adaptformer")

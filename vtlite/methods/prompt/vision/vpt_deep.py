@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,25 +12,52 @@ from torch import Tensor, nn
 
 from vtlite.backbones.stages import attention_blocks
 from vtlite.methods.base import Backbone, Method, method
+from vtlite.ops.prompt_attention import prompt_attention
+
+
+KNOWN = ("vtlite.backbones.vit.Block", "timm.models.vision_transformer.Block")
 
 
 class PromptedBlock(nn.Module):
-    """A frozen block that sees P extra tokens after the class token: [B, N, D] -> [B, N, D].
+    """A frozen block whose tokens see P prompts as well: [B, N, D] -> [B, N, D].
 
-    The prompts' own outputs are dropped at the end of the block, as the next one brings its own: the same function as the paper's
-    replacing them there, with the sequence outside the block unchanged, so that pooling and heads need not know of prompts.
+    What a block makes of its prompts is dropped at its end, as the next one brings its own: the same function as the paper's replacing
+    them there, with the sequence outside the block unchanged, so that pooling and heads need not know of prompts. So prompts need
+    neither queries nor an MLP; and their keys and values, the same for every image, are made once.
     """
 
     def __init__(self, block: nn.Module, prompts: Tensor, prefix: int, dropout: float) -> None:
         super().__init__()
-        self.block, self.prefix, self.dropout = block, prefix, dropout
+        self.block, self.prefix, self.dropout, self.known = block, prefix, dropout, _known(block)
         self.prompts = nn.Parameter(prompts)  # [P, D]
 
     def forward(self, x: Tensor) -> Tensor:
-        prompts = F.dropout(self.prompts, self.dropout, self.training).expand(len(x), -1, -1)
-        x = torch.cat([x[:, : self.prefix], prompts, x[:, self.prefix :]], dim=1)  # [B, N + P, D]
+        prompts = F.dropout(self.prompts, self.dropout, self.training)
+        block: Any = self.block
+        if not self.known or block.training:  # a variant of timm's; or the block trains as well, perhaps with dropout inside
+            return self.concatenated(x, prompts)
+        x = x + block.ls1(self.attention(block.norm1(x), block.norm1(prompts)))
+        return x + block.ls2(block.mlp(block.norm2(x)))
+
+    def attention(self, x: Tensor, prompts: Tensor) -> Tensor:
+        """The block's own, with P more keys and values: x [B, N, D], prompts [P, D] -> [B, N, D]"""
+        attn: Any = self.block.attn
+        q, k, v = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, N, D / H]
+        _, pk, pv = attn.qkv(prompts).unflatten(-1, (3, attn.num_heads, -1)).permute(1, 2, 0, 3)  # [H, P, D / H]
+        return attn.proj(prompt_attention(q, k, v, pk, pv).transpose(1, 2).flatten(2))
+
+    def concatenated(self, x: Tensor, prompts: Tensor) -> Tensor:
+        """As in the paper, for any block: the prompts of each image go through it beside its tokens."""
+        x = torch.cat([x[:, : self.prefix], prompts.expand(len(x), -1, -1), x[:, self.prefix :]], dim=1)  # [B, N + P, D]
         x = self.block(x)
-        return torch.cat([x[:, : self.prefix], x[:, self.prefix + prompts.shape[1] :]], dim=1)
+        return torch.cat([x[:, : self.prefix], x[:, self.prefix + len(prompts) :]], dim=1)
+
+
+def _known(block: Any) -> bool:
+    """Whether this is our block or timm's usual one, with nothing in its attention but the two projections."""
+    name = f"{type(block).__module__}.{type(block).__qualname__}"
+    parts = (part for key, part in block.attn.named_children() if key not in ("qkv", "proj")) if name in KNOWN else ()
+    return name in KNOWN and all(isinstance(part, nn.Identity | nn.Dropout) for part in parts)
 
 
 @method("prompt/vision/vpt_deep")

@@ -12,17 +12,12 @@ from torch import Tensor, nn
 
 from vtlite.backbones.stages import attention_blocks
 from vtlite.methods.base import Backbone, Method, method
+from vtlite.ops.kd_loss import kd_loss
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from vtlite.tuning import Tuned
-
-
-def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(teacher || student) of the softened distributions, mean over the batch: logits [B, C], [B, C] -> scalar."""
-    log_p, log_q = F.log_softmax(student / temperature, dim=-1), F.log_softmax(teacher / temperature, dim=-1)
-    return temperature**2 * F.kl_div(log_p, log_q, log_target=True, reduction="batchmean")
 
 
 @method("remapping/distillation/kd")
