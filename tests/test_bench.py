@@ -81,17 +81,58 @@ def test_pixels_need_no_backbone() -> None:
 
 @pytest.fixture(scope="module")
 def committed() -> dict[str, dict]:
-    return {row["entry"]: row for row in bench.summary(json.loads(RESULTS.read_text()))}
+    """The entries that ran on all tasks."""
+    runs = [run for run in json.loads(RESULTS.read_text()) if bench.ENTRIES[run["entry"]].tasks == TASKS]
+    return {row["entry"]: row for row in bench.summary(runs)}
 
 
-def test_committed_results_are_complete(committed: dict[str, dict]) -> None:
+def test_committed_results_are_complete() -> None:
     runs = json.loads(RESULTS.read_text())
-    wanted = {k for name in bench.ENTRIES for task in TASKS for final in (False, True) for k in bench._wanted(name, task, final, runs)}
+    wanted = {
+        key
+        for name, entry in bench.ENTRIES.items()
+        for task in entry.tasks
+        for final in (False, True)
+        for key in bench._wanted(name, task, final, runs)
+    }
     assert wanted <= {bench._key(r) for r in runs}
+    costs = {row["entry"] for row in json.loads((RESULTS.parent / "costs.json").read_text())}
+    assert costs == set(bench.entries_of("parameter"))
 
 
-def test_the_published_table_is_written_from_them(committed: dict[str, dict]) -> None:
-    assert bench.markdown(list(committed.values())) in (RESULTS.parent / "README.md").read_text()
+def test_the_published_tables_are_written_from_them(committed: dict[str, dict]) -> None:
+    text = (RESULTS.parent / "README.md").read_text()
+    assert bench.markdown(list(committed.values())) in text
+    entries = bench.entries_of("parameter")
+    rows = bench.summary([run for run in json.loads(RESULTS.read_text()) if run["entry"] in entries])
+    assert bench.markdown(rows) in text
+    table = bench.costs_markdown(rows, json.loads((RESULTS.parent / "costs.json").read_text()))
+    assert table in text
+    assert table in (RESULTS.parents[1] / "README.md").read_text()
+
+
+def test_a_mean_is_over_the_tasks_that_all_have() -> None:
+    runs = [run(e, t, 2e-4, 0.5, final=f) for e in ("full", "lora") for t in ("digits", "twemoji") for f in (False, True)]
+    rows = bench.summary([*runs, run("full", "fashion", 2e-4, 0.9), *(run("full", "fashion", 2e-4, 0.9, s, True) for s in range(3))][:])
+    assert [list(row["tasks"]) for row in rows] == [["digits", "twemoji"]] * 2
+    assert bench.markdown(rows).splitlines()[0] == "| | trainable | digits | twemoji | mean |"
+
+
+def test_entries_of_a_group_and_what_they_are_compared_with() -> None:
+    entries = bench.entries_of("prompt")
+    assert entries == ("linear", "full", "vpt_deep")
+    with pytest.raises(VTError, match="unknown group 'promt': did you mean 'prompt'"):
+        bench.entries_of("promt")
+
+
+def test_costs_are_exact_numbers_and_ratios_and_are_measured_once(tmp_path: Path) -> None:
+    path = tmp_path / "costs.json"
+    rows = bench.costs(path, ("pixels + linear", "bitfit"))
+    assert json.loads(path.read_text()) == rows == bench.costs(path, ("bitfit",))
+    (row,) = rows  # pixels have no backbone to compare with
+    assert (row["trainable"], row["merged"]) == (7_401, True)  # as in the tour's table
+    assert row["activation_bytes"] > 0
+    assert row["step_ratio"] > 0
 
 
 def test_the_embedded_backbone_is_worth_learning_on(committed: dict[str, dict]) -> None:
@@ -101,11 +142,11 @@ def test_the_embedded_backbone_is_worth_learning_on(committed: dict[str, dict]) 
     assert mean["full"] > mean["from scratch"] + 0.10
 
 
-def test_default_learning_rates_are_the_best_over_all_tasks(committed: dict[str, dict]) -> None:
+def test_default_learning_rates_are_the_best_over_all_tasks() -> None:
     """`Method.lr` has the best accuracy on the validation images, in the mean over tasks."""
     runs = [r for r in json.loads(RESULTS.read_text()) if not r["final"]]
-    for name, row in committed.items():
-        if name == row["method"]:  # not the entries with other weights or settings
-            (cls,) = [cls for key, cls in METHODS.items() if key.endswith("/" + row["method"])]
+    for name, entry in bench.ENTRIES.items():
+        if name == entry.method:  # not the entries with other weights or settings
+            (cls,) = [cls for key, cls in METHODS.items() if key.endswith("/" + name)]
             mean = {lr: sum(r["accuracy"] for r in runs if (r["entry"], r["lr"]) == (name, lr)) for lr in bench.ENTRIES[name].lrs}
             assert cls.lr == max(mean, key=lambda lr: mean[lr]), name

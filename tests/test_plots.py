@@ -48,6 +48,17 @@ def test_learning_curves_and_bars_plot_the_given_values() -> None:
     assert [bar.get_height() for bar in plots.bars(["x", "y"], [1.5, 2.5], "value").axes[0].patches] == [1.5, 2.5]
 
 
+def test_update_families_has_a_panel_for_each_form_and_tells_what_is_shared() -> None:
+    figure = plots.update_families()
+    owners = {ax.get_title().split(":")[0]: [patch.get_hatch() or patch.get_facecolor() for patch in ax.patches] for ax in figure.axes}
+    assert set(owners) == {"LoRA", "KronA", "KAdaptation", "Compacter", "FacT-TT", "FacT-TK", "Aurora", "VeRA"}
+    layer, shared = owners["LoRA"][0], owners["FacT-TT"][0]
+    assert layer != shared
+    assert owners["LoRA"] == [layer, layer]
+    assert owners["FacT-TT"] == [shared, layer, shared]
+    assert owners["VeRA"] == [layer, "///", layer, "///"]
+
+
 def test_save_figure_is_atomic_and_closes(tmp_path: Path) -> None:
     figure = plots.bars(["x"], [1], "value")
     plots.save_figure(figure, tmp_path / "f.png")

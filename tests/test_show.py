@@ -7,10 +7,11 @@ import pytest
 
 from vtlite import show
 from vtlite.methods import METHODS
-from vtlite.show import BEGIN, END, count_on_vit_b16, list_systems, methods_table, read_docstring, read_settings, show_method, update_readme
+from vtlite.show import count_on_vit_b16, list_systems, methods_table, read_docstring, read_settings, show_method, update_readme
 from vtlite.storage import VTError
 from vtlite.taxonomy import GROUPS, LEAVES, SYSTEMS, find_system
 
+BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
 README = Path(__file__).parents[1] / "README.md"
 Capture = pytest.CaptureFixture[str]
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m vtlite tour | list | show | data | pretrain | bench | classroom`."""
+"""The command line: `python -m vtlite tour | list | show | data | pretrain | bench | bench-ops | classroom`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,23 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="every method on every embedded task, three seeds; continues where it stopped")
     bench.add_argument("--results", type=Path, default=Path("benchmarks/results.json"))
+    bench.add_argument("--costs", type=Path, default=Path("benchmarks/costs.json"))
+    bench.add_argument("--group", help="one group of the survey, such as parameter, beside full fine-tuning and a linear probe")
+    bench.add_argument("--task", action="append", help="an embedded task; may be given more than once (default: all)")
     bench.add_argument("--workers", type=int, default=2)
+    bench.add_argument("--update", type=Path, metavar="FILE", help="also write the tables into this Markdown file, between its markers")
+
+    operations = commands.add_parser(
+        "bench-ops", help="the custom operations beside plain PyTorch and torch.compile; see vtlite/bench_ops.py"
+    )
+    operations.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
+    operations.add_argument("--json", type=Path, help="write the table with the device and the versions")
+    operations.add_argument("--ops", help="comma-separated names (default: all)")
+    operations.add_argument("--repeats", type=int, help="rounds, each way once a round (default: 9, on a GPU 50)")
+    operations.add_argument("--tiny", action="store_true", help="a smoke test: small sizes, no torch.compile, times that mean nothing")
+    kind = operations.add_mutually_exclusive_group()
+    kind.add_argument("--models", action="store_true", help="training steps of whole ViTs instead of single operations")
+    kind.add_argument("--estimate", action="store_true", help="count bytes and arithmetic; run nothing, time nothing")
 
     classroom = commands.add_parser("classroom", help="make exercises from solutions, and grade what came back")
     actions = classroom.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -114,9 +130,12 @@ def _run(arguments: argparse.Namespace) -> None:
             pretrain(arguments.name, out, arguments.epochs, arguments.lr, arguments.seed)
             print(f"written: {out} and its card {out.with_suffix('.md')}")
         case "bench":
-            from vtlite.bench import bench, markdown, summary
+            _bench(arguments)
+        case "bench-ops":
+            from vtlite.bench_ops import bench_ops
 
-            print(markdown(summary(bench(arguments.results, arguments.workers))))
+            a = arguments
+            bench_ops(a.device, a.json, a.tiny, a.ops, a.models, a.estimate, a.repeats)
         case "classroom":
             _classroom(arguments)
 
@@ -143,6 +162,30 @@ def _classroom(arguments: argparse.Namespace) -> None:
     for row in rows:
         print(f"{row['student']:20} {row['points']:5g} of {row['of']:g}  {row['status']}")
     print(f"written: {arguments.out} and a page per student in {arguments.out.with_suffix('')}")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from vtlite.bench import ENTRIES, bench, costs, costs_markdown, entries_of, markdown, summary
+    from vtlite.data.tasks import TASKS
+    from vtlite.storage import unknown
+
+    for task in arguments.task or ():
+        if task not in TASKS:
+            raise unknown("task", task, TASKS)
+    entries = entries_of(arguments.group)
+    runs = bench(arguments.results, arguments.workers, entries, tuple(arguments.task or TASKS))
+    if arguments.group is None:  # its table has all tasks, so only what ran on all of them
+        entries = tuple(name for name in entries if ENTRIES[name].tasks == TASKS)
+    rows = summary([run for run in runs if run["entry"] in entries])
+    tables = {"accuracy": markdown(rows), "costs": costs_markdown(rows, costs(arguments.costs, entries))}
+    print(*tables.values(), sep="\n\n")
+    if arguments.update:
+        from vtlite.show import write_between
+
+        text, found = arguments.update.read_text(encoding="utf-8"), [f"{arguments.group or 'all'}-{name}" for name in tables]
+        for name, table in zip(found, tables.values(), strict=True):  # such as <!-- parameter-costs:begin -->
+            if f"<!-- {name}:begin -->" in text or not any(f"<!-- {other}:begin -->" in text for other in found):
+                write_between(arguments.update, name, table)
 
 
 def _data(arguments: argparse.Namespace) -> None:

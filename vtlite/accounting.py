@@ -21,7 +21,7 @@ from vtlite.storage import VTError
 from vtlite.training import parameter_groups
 from vtlite.tuning import Tuned, count_parameters, merge, save_delta
 
-__all__ = ["activation_memory", "count_parameters", "delta_size", "flops", "latency_ratio", "step_time", "without_method"]
+__all__ = ["activation_memory", "count_parameters", "delta_size", "flops", "latency_ratio", "step_ratio", "step_time", "without_method"]
 
 
 def delta_size(model: Tuned) -> int:
@@ -61,6 +61,16 @@ def activation_memory(model: Tuned, images: Tensor, labels: Tensor) -> int:
 
 def step_time(model: Tuned, images: Tensor, labels: Tensor, repeats: int = 7) -> float:
     """Seconds of one training step (forward, backward, AdamW) on this batch, the median of `repeats`; `model` stays as it was."""
+    return statistics.median(_times(_step(model, images, labels), repeats)[0])
+
+
+def step_ratio(model: Tuned, reference: Tuned, images: Tensor, labels: Tensor, repeats: int = 15) -> float:
+    """How many times as long a training step of `model` takes as one of `reference`: the median of ratios measured in turns."""
+    ours, theirs = _times(_step(model, images, labels), repeats, _step(reference, images, labels))
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def _step(model: Tuned, images: Tensor, labels: Tensor) -> Callable[[], None]:
     model = copy.deepcopy(model).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=1e-5)
 
@@ -69,7 +79,7 @@ def step_time(model: Tuned, images: Tensor, labels: Tensor, repeats: int = 7) ->
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return statistics.median(_times(step, repeats)[0])
+    return step
 
 
 @torch.no_grad()

@@ -2,13 +2,14 @@
 
 The protocol of the field (VTAB-1k): for each method and task, the learning rate with the best accuracy on the 200 validation images after
 training on the 800 training images; then training on all 1,000 with each of three seeds, and one look at the test images each.
-Every finished run is kept in the results file at once, so a stopped benchmark continues where it was.
+Every finished run is kept in the results file at once, so a stopped benchmark continues where it was; so is every row of costs.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from vtlite.accounting import activation_memory, delta_size, latency_ratio, step_ratio, without_method
 from vtlite.backbones import create_backbone, load_backbone
 from vtlite.data.tasks import TASKS, ImageDataset, Task, load_task
-from vtlite.methods.base import Backbone
-from vtlite.storage import VTError, atomic_write
+from vtlite.methods.base import Backbone, find_method
+from vtlite.storage import VTError, atomic_write, unknown
 from vtlite.tour import SMALL
 from vtlite.training import evaluate, fit
 from vtlite.tuning import count_parameters, tune
@@ -31,6 +34,8 @@ SEEDS = (0, 1, 2)
 EPOCHS = 15
 # Wide enough that the best of a grid is seldom at its edge.
 FULL_LRS, SMALL_LRS, HEAD_LRS = (2e-4, 6e-4, 2e-3, 6e-3), (1e-3, 3e-3, 1e-2, 3e-2), (3e-3, 1e-2, 3e-2, 1e-1)
+THREE_LRS = SMALL_LRS[1:]  # nothing that trains a few per cent chose the smallest
+TWO_TASKS = ("digits", "shapes-location")  # those that ask for something else than pre-training did, on which methods differ most
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Entry:
     weights: str = "vtlite-tiny"  # "random": the same architecture untrained; "pixels": no backbone at all
     lrs: tuple[float, ...] = SMALL_LRS
     settings: dict[str, Any] = field(default_factory=dict)  # other than the tour's
+    tasks: tuple[str, ...] = TASKS
 
 
 ENTRIES = {
@@ -56,6 +62,23 @@ ENTRIES = {
     "lora, rank 16 on q, k, v": Entry("lora", settings={"rank": 16, "targets": "qkv"}),
     "bitfit": Entry("bitfit"),
     "ssf": Entry("ssf"),
+    "side_tuning": Entry("side_tuning", lrs=FULL_LRS[1:], tasks=TWO_TASKS),
+    "adapterbias": Entry("adapterbias", lrs=THREE_LRS, tasks=TWO_TASKS),
+    "dp_bitfit": Entry("dp_bitfit", lrs=THREE_LRS, tasks=TWO_TASKS),
+    "dylora": Entry("dylora", lrs=THREE_LRS, tasks=TWO_TASKS),
+    "phm_adapter": Entry("phm_adapter", lrs=THREE_LRS, tasks=TWO_TASKS),
+    "compacter": Entry("compacter", lrs=THREE_LRS, tasks=TWO_TASKS),
+    "kadaptation": Entry("kadaptation", lrs=THREE_LRS, tasks=TWO_TASKS),
+    "fact_tt": Entry("fact_tt", lrs=THREE_LRS, tasks=TWO_TASKS),
+    "fact_tk": Entry("fact_tk", lrs=THREE_LRS, tasks=TWO_TASKS),
+    "krona": Entry("krona", lrs=THREE_LRS, tasks=TWO_TASKS),
+    "dldr": Entry("dldr", lrs=HEAD_LRS[1:], tasks=TWO_TASKS),
+    "mosa": Entry("mosa", lrs=THREE_LRS, tasks=TWO_TASKS),
+    "aurora": Entry("aurora", lrs=THREE_LRS, tasks=TWO_TASKS),
+    "dora": Entry("dora", lrs=THREE_LRS, tasks=TWO_TASKS),
+    "vera": Entry("vera", lrs=HEAD_LRS[1:], tasks=TWO_TASKS),
+    "gps": Entry("gps", lrs=THREE_LRS, tasks=TWO_TASKS),
+    "spt": Entry("spt", lrs=THREE_LRS, tasks=TWO_TASKS),
     "kd": Entry("kd", lrs=FULL_LRS[1:]),
 }
 
@@ -98,24 +121,66 @@ def _pixels(train: ImageDataset, test: Any, task: Task, strength: float) -> tupl
     return float(model.score(test.images.flatten(1).numpy() / 255, test.labels.numpy())), model.coef_.size + len(task.classes)
 
 
+def entries_of(group: str | None) -> tuple[str, ...]:
+    """The entries of one of the survey's groups and, to compare with, full fine-tuning and a linear probe; all of them for None."""
+    if group is None:
+        return tuple(ENTRIES)
+    groups = {name: find_method(entry.method).key.split("/")[0] for name, entry in ENTRIES.items()}
+    if group not in groups.values():
+        raise unknown("group", group, set(groups.values()))
+    return tuple(name for name in ENTRIES if groups[name] == group or name in ("full", "linear"))
+
+
 def bench(
     results: Path, workers: int = 2, entries: tuple[str, ...] = tuple(ENTRIES), tasks: tuple[str, ...] = TASKS
 ) -> list[dict[str, Any]]:
     """Run what `results` (JSON) lacks, `workers` processes of one thread each, and return all runs.
 
-    Choosing comes first for every cell, the final runs follow as soon as their choice is made.
+    Task by task, so that a benchmark that was stopped has whole tasks: first the choice for every entry, then the final runs.
     """
     runs: list[dict[str, Any]] = _read(results)
     done = {_key(run) for run in runs}
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for final in (False, True):
-            wanted = [key for name in entries for task in tasks for key in _wanted(name, task, final, runs) if key not in done]
-            futures = [pool.submit(run_cell, *key) for key in wanted]
-            for future in tqdm(as_completed(futures), total=len(futures), desc="final runs" if final else "choosing on validation data"):
-                runs.append(future.result())
-                with atomic_write(results) as temporary:
-                    temporary.write_text("[\n" + ",\n".join(json.dumps(run) for run in sorted(runs, key=_key)) + "\n]\n")
+        for task in tasks:
+            for final in (False, True):
+                here = [name for name in entries if task in ENTRIES[name].tasks]
+                wanted = [key for name in here for key in _wanted(name, task, final, runs) if key not in done]
+                futures = [pool.submit(run_cell, *key) for key in wanted]
+                doing = f"{task}: {'final runs' if final else 'choosing on validation data'}"
+                for future in tqdm(as_completed(futures), total=len(futures), desc=doing):
+                    runs.append(future.result())
+                    _write(results, sorted(runs, key=_key))
     return runs
+
+
+def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
+    """What each method costs on the embedded backbone, one row per entry, added to those in `path` (JSON) as soon as it is measured.
+
+    Bytes and numbers are exact. Times are ratios measured in turns: a training step to one of full fine-tuning, a forward pass of the
+    merged model (where it merges) to one of the untouched backbone.
+    """
+    rows = _read(path)
+    task, backbone = load_task("twemoji"), _backbone("vtlite-tiny")
+    images, labels = next(iter(DataLoader(task.train, 50)))
+    full, plain = (tune(backbone, name, num_classes=task.num_classes) for name in ("full", "linear"))
+    wanted = [name for name in entries if ENTRIES[name].weights == "vtlite-tiny" and name not in {row["entry"] for row in rows}]
+    for name in tqdm(wanted, desc="costs"):
+        entry = ENTRIES[name]
+        model = tune(backbone, entry.method, num_classes=task.num_classes, **{**SMALL.get(entry.method, {}), **entry.settings})
+        model.method.prepare(model, task.train)
+        deployed = without_method(model)
+        rows.append({
+            "entry": name,
+            "method": model.method.key,
+            "trainable": count_parameters(model)[0],
+            "delta_bytes": delta_size(model),
+            "activation_bytes": activation_memory(model, images, labels),
+            "step_ratio": step_ratio(model, full, images, labels),
+            "latency_ratio": latency_ratio(deployed, plain, images),
+            "merged": deployed is not model,
+        })  # fmt: skip
+        _write(path, rows)
+    return rows
 
 
 def chosen_lr(name: str, task: str, runs: list[dict[str, Any]]) -> float:
@@ -143,14 +208,24 @@ def _read(results: Path) -> list[dict[str, Any]]:
         raise VTError(f"{results} is not a results file ({error}); delete it or give another path") from error
 
 
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per entry: mean test accuracy and standard deviation over seeds per task, and the mean over tasks (each over its seeds)."""
-    rows = []
+    """One row per entry: mean test accuracy and standard deviation over seeds per task, and the mean over tasks (each over its seeds).
+
+    Tasks that some entry lacks are left out: a mean is compared with others over the same tasks.
+    """
+    rows, seen = [], {(run["entry"], run["task"]) for run in runs if run["final"]}
+    tasks = [task for task in TASKS if all((name, task) in seen for name, _ in seen)]
+    runs = [run for run in runs if run["task"] in tasks]  # none, if no task is whole yet
     for name, entry in ENTRIES.items():
         finals = [run for run in runs if run["entry"] == name and run["final"]]
         if not finals:
             continue
-        per_task = {task: [run["accuracy"] for run in finals if run["task"] == task] for task in TASKS}
+        per_task = {task: [run["accuracy"] for run in finals if run["task"] == task] for task in tasks}
         per_seed = [statistics.mean(run["accuracy"] for run in finals if run["seed"] == seed) for seed in SEEDS]
         rows.append({
             "entry": name,
@@ -167,10 +242,25 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The summary as a Markdown table: accuracies in per cent, mean and spread over seeds."""
-    lines = ["| | trainable | " + " | ".join(TASKS) + " | mean |", "|---|---:|" + "---:|" * (len(TASKS) + 1)]
+    tasks = rows[0]["tasks"] if rows else ()
+    lines = ["| | trainable | " + " | ".join(tasks) + " | mean |", "|---|---:|" + "---:|" * (len(tasks) + 1)]
     for row in rows:
         cells = [f"{100 * m:.1f} ± {100 * s:.1f}" for m, s in row["tasks"].values()]
         lines.append(
             f"| {row['entry']} | {row['trainable']:,} | {' | '.join(cells)} | **{100 * row['mean']:.1f} ± {100 * row['spread']:.1f}** |"
+        )
+    return "\n".join(lines)
+
+
+def costs_markdown(rows: list[dict[str, Any]], costs: list[dict[str, Any]]) -> str:
+    """Accuracy beside every cost as a Markdown table, the most accurate first; a latency with a star is that of an unmerged model."""
+    found = {row["entry"]: row for row in costs}
+    lines = ["| | mean accuracy | trainable | delta | step | activations | latency |", "|---|---:|---:|---:|---:|---:|---:|"]
+    for row in sorted((row for row in rows if row["entry"] in found), key=lambda row: -row["mean"]):
+        cost = found[row["entry"]]
+        lines.append(
+            f"| {row['entry']} | {100 * row['mean']:.1f} ± {100 * row['spread']:.1f} | {cost['trainable']:,} "
+            f"| {cost['delta_bytes'] / 1024:,.0f} KiB | {cost['step_ratio']:.2f}x | {cost['activation_bytes'] / 2**20:.1f} MiB "
+            f"| {cost['latency_ratio']:.2f}x{'' if cost['merged'] else ' *'} |"
         )
     return "\n".join(lines)

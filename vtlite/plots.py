@@ -182,6 +182,46 @@ def five_groups() -> Figure:
     return figure
 
 
+# Method -> formula, and its factors as (name, width, height, who owns it); one unit is an eighth of the width D of the layer.
+_FACTORS: dict[str, tuple[str, tuple[tuple[str, float, float, str], ...]]] = {
+    "LoRA": (r"$B\,A$", (("B", 1, 8, "layer"), ("A", 8, 1, "layer"))),
+    "KronA": (r"$A \otimes B$", (("A", 2.6, 2.6, "layer"), ("B", 3, 3, "layer"))),
+    "KAdaptation": (r"$\sum_i a_i^L a_i^R \otimes u_i v_i^\top$", (
+        ("$a_i$", 2, 2, "shared"), ("$u_i$", 0.5, 4, "layer"), ("$v_i$", 4, 0.5, "layer"))),
+    "Compacter": (r"$\sum_i A_i \otimes s_i t_i$", (("$A_i$", 2, 2, "shared"), ("$s_i$", 0.5, 4, "layer"), ("$t_i$", 4, 0.5, "layer"))),
+    "FacT-TT": (r"$U\,S_l\,V$", (("U", 2, 8, "shared"), ("$S_l$", 2, 2, "layer"), ("V", 8, 2, "shared"))),
+    "FacT-TK": (r"$U\,(C \cdot p_l)\,V$", (
+        ("U", 2, 8, "shared"), ("C", 2, 2, "shared"), ("$p_l$", 0.5, 2, "layer"), ("V", 8, 2, "shared"))),
+    "Aurora": (r"$U\,\mathrm{diag}(\lambda\,p_l)\,V$", (("U", 2, 8, "shared"), ("$p_l$", 0.5, 2, "layer"), ("V", 8, 2, "shared"))),
+    "VeRA": (r"$\mathrm{diag}(b_l)\,B\,\mathrm{diag}(d_l)\,A$", (
+        ("$b_l$", 0.5, 8, "layer"), ("B", 3, 8, "random"), ("$d_l$", 0.5, 3, "layer"), ("A", 8, 3, "random"))),
+}  # fmt: skip
+_OWNERS = {
+    "layer": ("#8CC8F0", "", "one per layer"),
+    "shared": ("#F5C77E", "", "shared by all layers"),
+    "random": ("#DDDDDD", "///", "random, frozen"),
+}
+
+
+def update_families() -> Figure:
+    """What the change of one D x D matrix is made of in each method, and which factor belongs to whom."""
+    figure, axes = plt.subplots(2, 4, figsize=(11, 4.6), layout="constrained")
+    for ax, (name, (formula, factors)) in zip(axes.flat, _FACTORS.items(), strict=True):
+        left = 0.0
+        for label, width, height, owner in factors:
+            colour, hatch, _ = _OWNERS[owner]
+            ax.add_patch(Rectangle((left, -height / 2), width, height, facecolor=colour, edgecolor="black", hatch=hatch))
+            thin = width < 1 or height < 1  # no room inside
+            ax.text(left + width / 2, height / 2 + 0.3 if thin else 0, label, ha="center", va="bottom" if thin else "center", fontsize=9)
+            left += width + 0.6
+        ax.set(xlim=(-0.5, 15), ylim=(-4.2, 5.2), aspect="equal")
+        ax.set_title(f"{name}: {formula}", fontsize=10)
+        ax.axis("off")
+    handles = [Rectangle((0, 0), 1, 1, facecolor=c, edgecolor="black", hatch=h, label=label) for c, h, label in _OWNERS.values()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
 def show_patches(image: Tensor, patch: int) -> Figure:
     """An image [3, S, S] in [-1, 1], beside the row of patches that the ViT reads, numbered in its order."""
     side = image.shape[-1] // patch

@@ -21,7 +21,6 @@ from vtlite.taxonomy import GROUPS, LEAVES, System, find_system, nearest_impleme
 if TYPE_CHECKING:
     from vtlite.methods import Method
 
-BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
 COUNTED_ON = "vit_base_patch16_224"  # the backbone on which papers count their parameters
 _MARKS = {"implemented": "", "planned": "*", "row": "~"}
 
@@ -120,15 +119,21 @@ def methods_table() -> str:
 
 def update_readme(path: str | Path) -> None:
     """Write `methods_table()` between the two markers of a Markdown file. Raises `VTError` if it has not exactly one pair of them."""
+    write_between(path, "methods", methods_table())
+
+
+def write_between(path: str | Path, name: str, table: str) -> None:
+    """Replace what is between <!-- name:begin --> and <!-- name:end --> in a Markdown file. Raises `VTError` without exactly one such pair."""
     from vtlite.storage import VTError, atomic_write
 
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     text = Path(path).read_text(encoding="utf-8")
-    if not (text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END)):
-        raise VTError(f"expected one {BEGIN} and one {END} after it in {path}, found another arrangement; put them where the table belongs")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
+    if not (text.count(begin) == text.count(end) == 1 and text.index(begin) < text.index(end)):
+        raise VTError(f"expected one {begin} and one {end} after it in {path}, found another arrangement; put them where the table belongs")
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
     with atomic_write(path) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{methods_table()}\n{END}{after}", encoding="utf-8")
+        temporary.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
 
 
 @cache

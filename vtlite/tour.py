@@ -28,7 +28,15 @@ Row = dict[str, Any]
 
 METHODS = ("full", "linear", "vpt_deep", "adaptformer", "lora", "bitfit", "ssf", "kd")
 # Settings that suit a backbone of width 96: small adapters. Learning rates are each method's own (see benchmarks/README.md).
-SMALL: dict[str, dict[str, Any]] = {"vpt_deep": {"num_prompts": 8}, "adaptformer": {"bottleneck": 8, "scale": 1.0}, "lora": {"rank": 8}}
+SMALL: dict[str, dict[str, Any]] = {
+    "vpt_deep": {"num_prompts": 8},
+    "adaptformer": {"bottleneck": 8, "scale": 1.0},
+    "lora": {"rank": 8},
+    "phm_adapter": {"n": 4},
+    "fact_tt": {"rank": 8},
+    "fact_tk": {"rank": 16},
+    "aurora": {"rank": 32},
+}
 
 
 def tour(

@@ -93,11 +93,11 @@ def _adapter(r: Callable[..., Tensor], shape: str) -> tuple[Any, ...]:
 
 def _prompt_attention(r: Callable[..., Tensor], shape: str) -> tuple[Any, ...]:
     B, H, N, P, D = {
-        "one row": (1, 1, 1, 1, 3),
+        "one row": (3, 2, 1, 3, 4),
         "empty": (0, 2, 3, 2, 3),
         "blocks": (9, 2, 67, 70, 20),  # 9 images: two for each partial sum of the prompts' gradients, the last one alone
         "no prompts": (2, 1, 3, 0, 3),
-        "more prompts": (1, 2, 2, 5, 3),
+        "more prompts": (2, 2, 2, 5, 3),
     }.get(shape, (2, 2, 3, 2, 3))
     return r(B, H, N, D), r(B, H, N, D), r(B, H, N, D), r(H, P, D), r(H, P, D)
 

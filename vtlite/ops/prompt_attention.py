@@ -71,7 +71,8 @@ def _prompt_attention_backward(
         return _like(q), _like(k), _like(v), torch.zeros_like(pk), torch.zeros_like(pv)
     q, k, v = _rows(q, k, v)
     if use_kernel(q, dot=True):
-        return _launch_backward(do, q, k, v, *_rows(pk, pv), o, lse)
+        pk, pv = _rows(pk, pv)
+        return _launch_backward(do, q, k, v, pk, pv, o, lse)
     (do,) = _rows(do)
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     dq, dk, dv = (_by_token(t) for t in backward(do, q, k, v, o, lse, 0.0, False))
@@ -244,14 +245,14 @@ if triton:
 def _blocks(q: Tensor, keys: int) -> dict[str, Any]:
     """Tiles of queries and keys, smaller where they are wide."""
     N, D = q.shape[2:]
-    largest = 64 if D <= 64 else 32
+    largest = 64 if D * q.element_size() <= 128 else 32  # float32 tiles of 64 would not fit in registers
     return {
         "PRECISION": precision(),
         "ACC": accumulator(q),
         "BM": min(largest, block(N)),
         "BN": min(largest, block(keys)),
         "BD": block(D),
-        "num_warps": 4,
+        "num_warps": 4 if q.element_size() == 2 else 8,
         "num_stages": 2,
     }
 
@@ -283,7 +284,8 @@ def _launch_backward(
         _kernel_dkv[(cdiv(P, blocks["BN"]), H, len(dpk))](
             do, q, pk, pv, lse, delta, dpk, dpv, B, H, N, P, D, D**-0.5, *strides, 0, *pk.stride()[:2], IMAGES=images, **blocks
         )  # fmt: skip
-    return dq, dk, dv, *(dp.sum(0).to(q.dtype).transpose(0, 1).contiguous() for dp in (dpk, dpv))  # type: ignore[return-value]
+    dpk, dpv = (dp.sum(0).to(q.dtype).transpose(0, 1).contiguous() for dp in (dpk, dpv))  # [parts, P, H, D] -> [H, P, D]
+    return dq, dk, dv, dpk, dpv
 
 
 # 4. The function --------------------------------------------------------------------------------------------------------------------------
@@ -295,7 +297,9 @@ def prompt_attention(q: Tensor, k: Tensor, v: Tensor, pk: Tensor, pv: Tensor) ->
     the reference has both.
     """
     H, D = q.shape[-3], q.shape[-1]
-    if not (q.ndim == 4 and q.shape == k.shape == v.shape and pk.ndim == 3 and pk.shape == pv.shape and (pk.shape[0], pk.shape[2]) == (H, D)):
+    if not (
+        q.ndim == 4 and q.shape == k.shape == v.shape and pk.ndim == 3 and pk.shape == pv.shape and (pk.shape[0], pk.shape[2]) == (H, D)
+    ):
         found = ", ".join(str(list(t.shape)) for t in (q, k, v, pk, pv))
         raise VTError(f"expected q, k, v of one shape [B, H, N, D] and the prompts' keys and values of one shape [H, P, D], found {found}")
     q, k, v, pk, pv = same_dtype(q, k, v, pk, pv)

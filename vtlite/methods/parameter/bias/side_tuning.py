@@ -54,7 +54,7 @@ class SideTuning(Method):
     `model.backbone.side[0]`). The paper also anneals a by a fixed schedule instead of learning it, not done here.
     """
 
-    lr = 2e-3
+    lr = 6e-3
 
     identity = "half of the first features come from the side network"
     unmergeable = "its side network stays a second network beside the backbone"

@@ -135,6 +135,8 @@ class SPT(Method):
     without a second look at the thresholds. The original takes the nearest of 79 values of tau and trains the class token too.
     """
 
+    lr = 3e-2
+
     budget: float = 0.005  # parameters to train, as a share of those of the blocks
     rank: int = 8  # of LoRA
     alpha: float = 5.0  # a matrix gets LoRA at 1 / alpha of LoRA's parameters

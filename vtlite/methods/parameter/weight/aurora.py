@@ -36,6 +36,8 @@ class Aurora(Method):
     core [rank, rank, rank] instead (as `fact_tk`) and dropout. The parts for text and for its fusion with images are left out.
     """
 
+    lr = 3e-2
+
     rank: int = 64  # number of modes
     scale: float = 1.0  # weight of the update
 

@@ -26,6 +26,8 @@ class Compacter(Method):
     GELU's tanh approximation.
     """
 
+    lr = 3e-2
+
     unmergeable = "its bottleneck has a GELU inside, so it is no linear change of the weights"
 
     bottleneck: int = 24  # width between down and up projection; a multiple of n

@@ -59,6 +59,8 @@ class DoRA(Method):
     github.com/NVlabs/DoRA, and in github.com/huggingface/peft. On ViT-B/16 with rank 8 on queries and values: 313,344 parameters.
     """
 
+    lr = 3e-2
+
     rank: int = 8  # inner width of the update; parameters grow in proportion
     alpha: float = 8.0  # the update is scaled by alpha / rank; kept while the rank changes
     targets: str = "qv"  # which of the attention projections q, k, v get an update

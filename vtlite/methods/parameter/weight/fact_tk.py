@@ -37,6 +37,8 @@ class FacTTK(Method):
     neither. The paper chooses `scale` from 0.01 to 100 for each task.
     """
 
+    lr = 3e-2
+
     rank: int = 32  # width of the shared factors; the shared core grows with its cube
     scale: float = 1.0  # weight of the update
 

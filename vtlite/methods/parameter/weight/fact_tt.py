@@ -37,6 +37,8 @@ class FacTTT(Method):
     rank's coordinates between S and V in training; here is no dropout. The paper chooses `scale` from 0.01 to 100 for each task.
     """
 
+    lr = 3e-2
+
     rank: int = 16  # width of the shared factors; the cores grow with its square
     scale: float = 1.0  # weight of the update
 

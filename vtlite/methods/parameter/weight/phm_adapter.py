@@ -82,6 +82,8 @@ class PHMAdapter(Method):
     approximation.
     """
 
+    lr = 3e-2
+
     identity = "the up projections start small, not at zero"
     unmergeable = "its bottleneck has a GELU inside, so it is no linear change of the weights"
 

@@ -41,6 +41,8 @@ class VeRA(Method):
     the same A and B. Where widths differ, narrow layers take a corner of A and B, as in peft. It wants about ten times LoRA's learning rate.
     """
 
+    lr = 1e-1
+
     rank: int = 256  # inner width of the random matrices; costs one parameter each
     targets: str = "qv"  # which of the attention projections q, k, v get an update
     d_initial: float = 0.1  # where d starts

@@ -14,7 +14,6 @@ from vtlite.backbones.stages import attention_blocks
 from vtlite.methods.base import Backbone, Method, method
 from vtlite.ops.prompt_attention import prompt_attention
 
-
 KNOWN = ("vtlite.backbones.vit.Block", "timm.models.vision_transformer.Block")
 
 
