@@ -245,7 +245,7 @@ if triton:
 def _blocks(q: Tensor, keys: int) -> dict[str, Any]:
     """Tiles of queries and keys, smaller where they are wide."""
     N, D = q.shape[2:]
-    largest = 64 if D * q.element_size() <= 128 else 32  # float32 tiles of 64 would not fit in registers
+    largest = 64 if D <= 64 and q.element_size() == 2 else 32  # float32 tiles of 64 would not fit in registers
     return {
         "PRECISION": precision(),
         "ACC": accumulator(q),
