@@ -1,12 +1,14 @@
-"""How a check speaks: one comparison that names the first difference and, where it recognises it, the mistake."""
+"""How a check looks and speaks: one comparison that names the first difference and, where it recognises it, the mistake."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class CheckFailed(AssertionError):
@@ -74,3 +76,47 @@ def _dict_difference(found: Any, expected: dict[Any, Any], tolerance: float) -> 
         if difference := _difference(found[key], value, tolerance):
             return f"{key!r}: {difference}"
     return ""
+
+
+def randn(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
+    """Seeded tensors of the given shapes."""
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=g) for shape in shapes]
+
+
+def untouched(given: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
+    """Fail where an argument is not as it was `before`."""
+    changed = [name for name, t in given.items() if not torch.equal(t, before[name])]
+    expect(not changed, f"expected the arguments to stay as they were, found {changed[:1]} changed",
+           "you wrote into a tensor that you were given (+=, *=, add_, [...] = ...): make a new one")  # fmt: skip
+
+
+def copies(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `untouched` compares with afterwards."""
+    return {name: t.clone() for name, t in given.items()}
+
+
+class _Largest(TorchDispatchMode):
+    """Watches every operation and remembers the largest tensor that is computed; views and copies are none."""
+
+    COPIES = (torch.ops.aten.clone.default, torch.ops.aten._to_copy.default)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shape: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        inputs = {t.untyped_storage().data_ptr() for t in args if isinstance(t, Tensor)}
+        for t in () if func in self.COPIES else out if isinstance(out, tuple | list) else [out]:
+            if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in inputs and t.numel() > math.prod(self.shape or [0]):
+                self.shape = list(t.shape)
+        return out
+
+
+def stays_small(student: Callable[..., Any], arguments: dict[str, Any], limit: int, likely: str) -> None:
+    """Fail where `student` computes a tensor of `limit` numbers or more on its way, whatever it returns."""
+    with _Largest() as largest:
+        student(*arguments.values())
+    expect(math.prod(largest.shape) < limit,
+           f"expected no tensor of {limit} numbers or more on the way, found one of shape {largest.shape}", likely)  # fmt: skip

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vtlite.checks.base import expect, fail, passed, same
-from vtlite.checks.parameter_tuning import _copies, _dense, _kron, _product, _randn, _stays_small, _untouched
+from vtlite.checks.base import copies, expect, fail, passed, randn, same, stays_small, untouched
+from vtlite.checks.naive import dense, kron, product
 
 _Function = Callable[..., Any]
 _Three = tuple[Tensor, Tensor, Tensor]
@@ -22,7 +22,7 @@ _Three = tuple[Tensor, Tensor, Tensor]
 def _by_hand(student: _Function, arguments: dict[str, Any], likes: dict[str, str]) -> dict[str, Tensor]:
     """What `student` returns, each with its argument's shape and type: {"dx": "x"}. Run where autograd is off; arguments unchanged."""
     given = {name: t for name, t in arguments.items() if isinstance(t, Tensor)}
-    before = _copies(given)
+    before = copies(given)
     with torch.inference_mode():
         try:
             returned = student(*arguments.values())
@@ -30,7 +30,7 @@ def _by_hand(student: _Function, arguments: dict[str, Any], likes: dict[str, str
             if "require grad" in str(error) or "requires_grad" in str(error):
                 fail("expected a gradient written out, found a call of autograd", "you let autograd do it; use the formula instead")
             raise
-    _untouched(given, before)
+    untouched(given, before)
     if len(likes) == 1:
         returned = (returned,)
     order = ", ".join(likes)
@@ -88,11 +88,11 @@ def lora_linear_backward(student: Callable[[Tensor, Tensor, Tensor, Tensor, Tens
         (0, (2, 3), 4, 5, 3, 2.5, torch.float32), (1, (7,), 6, 3, 2, -0.5, torch.float64), (2, (1, 1), 3, 4, 1, 0.25, torch.float32),
         (3, (2, 2, 3), 3, 3, 3, 3.0, torch.float32), (4, (), 5, 2, 4, 1.5, torch.float32),
     ):  # fmt: skip
-        dy, x, weight, A, B = (t.to(dtype) for t in _randn(seed, (*lead, N), (*lead, K), (N, K), (r, K), (N, r)))
+        dy, x, weight, A, B = (t.to(dtype) for t in randn(seed, (*lead, N), (*lead, K), (N, K), (r, K), (N, r)))
         _lora_backward_case(student, dy, x, weight, A, B, scale)
-    dy, x, weight, A, B = _randn(5, (2, 3, 40), (2, 3, 48), (40, 48), (2, 48), (40, 2))
+    dy, x, weight, A, B = randn(5, (2, 3, 40), (2, 3, 48), (40, 48), (2, 48), (40, 2))
     large = {"dy": dy, "x": x, "weight": weight, "A": A, "B": B, "scale": 4.0}
-    _stays_small(student, large, 40 * 48,
+    stays_small(student, large, 40 * 48,
                  "you form B A, or dy^T x, as large as W itself; go through the r numbers h = x A^T and dh = dy B instead")  # fmt: skip
     _any_device(student, large)
     passed("lora_linear_backward", "dx", "dA", "dB", "the scale", "any leading shape", "B A never formed", "type and device",
@@ -103,8 +103,8 @@ def _lora_backward_case(student: _Function, dy: Tensor, x: Tensor, weight: Tenso
     tokens, r = dy[..., 0].numel(), len(A)
     found = _by_hand(student, {"dy": dy, "x": x, "weight": weight, "A": A, "B": B, "scale": scale}, {"dx": "x", "dA": "A", "dB": "B"})
     naive = {"x": x, "weight": weight, "A": A, "B": B}
-    dx, dA, dB = _autograd(lambda x, weight, A, B: _dense(x, weight + scale * _product(A, B), 0.0), dy, naive, "x A B")
-    frozen = _dense(dy, weight.T, 0.0)
+    dx, dA, dB = _autograd(lambda x, weight, A, B: dense(x, weight + scale * product(A, B), 0.0), dy, naive, "x A B")
+    frozen = dense(dy, weight.T, 0.0)
     case = f"for x {list(x.shape)}, weight {len(weight)} x {len(weight.T)}, rank {r}, scale {scale}"
     mistakes = {
         "the update's share is missing: x reaches y through A and B as well": frozen,
@@ -115,12 +115,12 @@ def _lora_backward_case(student: _Function, dy: Tensor, x: Tensor, weight: Tenso
         "the update's share is subtracted": 2 * frozen - dx,
     }
     if len(weight) == len(weight.T):
-        mistakes["you multiply by W^T: forward it is x W^T, backward dy W"] = _dense(dy, weight, 0.0) + dx - frozen
+        mistakes["you multiply by W^T: forward it is x W^T, backward dy W"] = dense(dy, weight, 0.0) + dx - frozen
     same(f"dx {case}", found["dx"], dx, mistakes)
     flat_dy, flat_x = dy.reshape(-1, len(weight)), x.reshape(-1, len(weight.T))
     for name, right, formula, one in (
-        ("dA", dA, "scale B^T dy^T x", _product(flat_x[-1:], (flat_dy @ B)[-1:].T) * scale),
-        ("dB", dB, "scale dy^T x A^T", _product((flat_x @ A.T)[-1:], flat_dy[-1:].T) * scale),
+        ("dA", dA, "scale B^T dy^T x", product(flat_x[-1:], (flat_dy @ B)[-1:].T) * scale),
+        ("dB", dB, "scale dy^T x A^T", product((flat_x @ A.T)[-1:], flat_dy[-1:].T) * scale),
     ):
         mistakes = {
             f"the scale is missing in {name} = {formula}": right / scale,
@@ -177,12 +177,12 @@ def _fake_case(student: _Function, B: int, H: int, N: int, S: int, d: int, e: in
             fail(f"expected it to run on meta tensors, found {str(error).splitlines()[0]}",
                  "there are no values to read while a program is traced: item, float, if and a copy to the CPU are out")  # fmt: skip
     fills = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "fill_", "zero_")
-    copies, reads = ("_to_copy", "clone", "copy_"), ("_local_scalar_dense", "equal")
+    copying, reads = ("_to_copy", "clone", "copy_"), ("_local_scalar_dense", "equal")
     for group, likely in (
         (reads, "you read a value; a rule for shapes never does, as there are none while a program is traced"),
-        (set(operations.names) - {*fills, *copies}, "you compute the attention itself to learn its shape; write the shape down instead"),
+        (set(operations.names) - {*fills, *copying}, "you compute the attention itself to learn its shape; write the shape down instead"),
         (fills, "you fill the tensors; empty reserves memory and writes nothing"),
-        (copies, "a conversion or a copy is an operation, too: make the tensor in its type (dtype=) and shape at once"),
+        (copying, "a conversion or a copy is an operation, too: make the tensor in its type (dtype=) and shape at once"),
     ):
         names = [name for name in operations.names if name in group]
         expect(not names, f"{case}: expected empty tensors and nothing else, found {names[:1]} at work", likely)
@@ -357,13 +357,13 @@ def online_attention(student: Callable[[Iterable[tuple[Tensor, Tensor]]], Tensor
         (8, (3,), (2, 2), 2, plain, slice(0, 4), masked + ". A row that is masked throughout gives zeros", torch.float32),
     ):  # fmt: skip
         S = sum(sizes)
-        scores, values = (t.to(dtype) for t in _randn(seed, (*lead, S), (*lead[:-1], S, e)))
+        scores, values = (t.to(dtype) for t in randn(seed, (*lead, S), (*lead[:-1], S, e)))
         scores = 3 * scores + level_of.to(dtype)
         if hidden:
             scores[..., :2, hidden] = -inf  # for some rows, not for all
         _online_case(student, scores, values, sizes, likely)
-    scores, values = _randn(9, (2, 4, 60), (2, 60, 3))
-    _stays_small(lambda scores, values: student(_Blocks(scores, values, (10,) * 6)), {"scores": scores, "values": values}, scores.numel(),
+    scores, values = randn(9, (2, 4, 60), (2, 60, 3))
+    stays_small(lambda scores, values: student(_Blocks(scores, values, (10,) * 6)), {"scores": scores, "values": values}, scores.numel(),
                  "you collect the blocks and join them, so the whole row is there again; carry maximum, sum and weighted sum")  # fmt: skip
     passed("online_attention", "values against the whole row", "uneven blocks", "large, small and mixed scores", "masked blocks and rows",
            "one pass, one block at a time", "blocks untouched")  # fmt: skip
@@ -455,9 +455,9 @@ def kd_gradient(student: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         (0, (3, 5), 4.0, 2.0, torch.float32), (1, (2, 3, 4), 0.5, 1.0, torch.float64), (2, (1, 7), 1.0, 3.0, torch.float32),
         (3, (4, 4), 2.0, 300.0, torch.float32), (4, (6,), 3.0, 2.0, torch.float32),
     ):  # fmt: skip
-        z, t = (size * logits.to(dtype) for logits in _randn(seed, shape, shape))
+        z, t = (size * logits.to(dtype) for logits in randn(seed, shape, shape))
         _kd_case(student, z, t, T, large=size > 100)
-    z, t = _randn(5, (3, 4), (3, 4))
+    z, t = randn(5, (3, 4), (3, 4))
     _any_device(student, {"student": z, "teacher": t, "temperature": 2.0})
     passed("kd_gradient", "values for five temperatures", "mean over all rows", "large logits", "no autograd", "type and device",
            "arguments untouched")  # fmt: skip
@@ -503,11 +503,11 @@ def kron_backward(student: Callable[[Tensor, Tensor, Tensor, Tensor], _Three]) -
         (0, (2, 2), 3, 3, 3, 3, torch.float32), (1, (2, 3), 2, 3, 4, 5, torch.float64), (2, (1,), 4, 1, 2, 3, torch.float32),
         (3, (), 1, 5, 3, 2, torch.float32), (4, (4,), 2, 2, 3, 3, torch.float32),
     ):  # fmt: skip
-        dy, x, A, B = (t.to(dtype) for t in _randn(seed, (*lead, a * b), (*lead, p * q), (a, p), (b, q)))
+        dy, x, A, B = (t.to(dtype) for t in randn(seed, (*lead, a * b), (*lead, p * q), (a, p), (b, q)))
         _kron_backward_case(student, dy, x, A, B)
-    dy, x, A, B = _randn(5, (3, 192), (3, 180), (12, 10), (16, 18))
+    dy, x, A, B = randn(5, (3, 192), (3, 180), (12, 10), (16, 18))
     large = {"dy": dy, "x": x, "A": A, "B": B}
-    _stays_small(student, large, A.numel() * B.numel(),
+    stays_small(student, large, A.numel() * B.numel(),
                  "you form A (x) B, or its gradient, with every pair of entries; cut x and dy into grids instead")  # fmt: skip
     _any_device(student, large)
     passed("kron_backward", "dx", "dA", "dB", "any leading shape", "the matrix never formed", "type and device", "arguments untouched")
@@ -518,7 +518,7 @@ def _kron_backward_case(student: _Function, dy: Tensor, x: Tensor, A: Tensor, B:
     found = _by_hand(student, {"dy": dy, "x": x, "A": A, "B": B}, {"dx": "x", "dA": "A", "dB": "B"})
 
     def gradients(dy: Tensor, x: Tensor, A: Tensor, B: Tensor) -> list[Tensor]:
-        return _autograd(_kron, dy, {"x": x, "A": A, "B": B}, "x A B")
+        return _autograd(kron, dy, {"x": x, "A": A, "B": B}, "x A B")
 
     right = gradients(dy, x, A, B)
     columns = x.unflatten(-1, (q, p)).mT.flatten(-2)

@@ -9,30 +9,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from vtlite.checks.base import expect, fail, passed, same
+from vtlite.checks.base import copies, expect, fail, passed, randn, same, stays_small, untouched
+from vtlite.checks.naive import dense, kron, product
 
 _Function = Callable[..., Any]
 _DETACHED = "something detached it (detach, item, data or no_grad), so it would never train"
 
 
 # What several checks share ----------------------------------------------------------------------------------------------------------------
-def _randn(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=g) for shape in shapes]
-
-
-def _untouched(given: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
-    changed = [name for name, t in given.items() if not torch.equal(t, before[name])]
-    expect(not changed, f"expected the arguments to stay as they were, found {changed[:1]} changed",
-           "you wrote into a tensor that you were given (+=, *=, add_, [...] = ...): make a new one")  # fmt: skip
-
-
-def _copies(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.clone() for name, t in given.items()}
-
-
 def _new_memory(found: Tensor, given: Mapping[str, Tensor]) -> None:
     shared = [name for name, t in given.items() if found.untyped_storage().data_ptr() == t.untyped_storage().data_ptr()]
     expect(not shared, f"expected a new tensor, found one that shares its memory with {shared[:1]}",
@@ -46,7 +31,7 @@ def _gradients(function: _Function, arguments: dict[str, Any], wanted: str) -> d
     zeros = {name: torch.zeros_like(t) for name, t in leaves.items()}
     if not out.requires_grad:
         return zeros
-    (weights,) = _randn(99, tuple(out.shape))
+    (weights,) = randn(99, tuple(out.shape))
     grads = torch.autograd.grad((out * weights).sum(), list(leaves.values()), allow_unused=True)
     return {name: zeros[name] if grad is None else grad for name, grad in zip(leaves, grads, strict=True)}
 
@@ -61,31 +46,6 @@ def _same_gradients(
             **{sentence: value[name] for sentence, value in mistakes.items()},
             f"no gradient reaches {name}: {_DETACHED}": torch.zeros_like(gradient),
         })  # fmt: skip
-
-
-class _Largest(TorchDispatchMode):
-    """Watches every operation and remembers the largest tensor that is computed; views and copies are none."""
-
-    COPIES = (torch.ops.aten.clone.default, torch.ops.aten._to_copy.default)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shape: list[int] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        inputs = {t.untyped_storage().data_ptr() for t in args if isinstance(t, Tensor)}
-        for t in () if func in self.COPIES else out if isinstance(out, tuple | list) else [out]:
-            if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in inputs and t.numel() > math.prod(self.shape or [0]):
-                self.shape = list(t.shape)
-        return out
-
-
-def _stays_small(student: _Function, arguments: dict[str, Any], limit: int, likely: str) -> None:
-    with _Largest() as largest:
-        student(*arguments.values())
-    expect(math.prod(largest.shape) < limit,
-           f"expected no tensor of {limit} numbers or more on the way, found one of shape {largest.shape}", likely)  # fmt: skip
 
 
 # 5.1 --------------------------------------------------------------------------------------------------------------------------------------
@@ -164,30 +124,20 @@ def _bitfit_case(student: _Function, frozen: str) -> None:
 
 
 # 5.2 --------------------------------------------------------------------------------------------------------------------------------------
-def _dense(x: Tensor, matrix: Tensor, bias: Tensor | float) -> Tensor:
-    """Token by token: x [..., K], matrix [N, K] -> [..., N]."""
-    return torch.stack([matrix @ token for token in x.reshape(-1, x.shape[-1])]).reshape(*x.shape[:-1], -1) + bias
-
-
-def _product(A: Tensor, B: Tensor) -> Tensor:
-    """B A as a sum of outer products, one per rank."""
-    return sum((torch.outer(B[:, j], A[j]) for j in range(len(A))), torch.zeros(len(B), A.shape[1]))
-
-
 def _lora(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
-    return _dense(x, weight + alpha / len(A) * _product(A, B), bias)
+    return dense(x, weight + alpha / len(A) * product(A, B), bias)
 
 
 def lora_forward(student: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]) -> None:
     """5.2: `lora_forward(x, weight, bias, A, B, alpha)` = x W^T + b + alpha / r (x A^T) B^T, with B A never formed."""
     for seed, lead, N, K, r, alpha in ((0, (2, 3), 4, 5, 2, 3.0), (1, (1,), 7, 3, 3, 0.5), (2, (), 5, 6, 1, -4.0)):
-        x, weight, bias, A, B = _randn(seed, (*lead, K), (N, K), (N,), (r, K), (N, r))
+        x, weight, bias, A, B = randn(seed, (*lead, K), (N, K), (N,), (r, K), (N, r))
         arguments: dict[str, Any] = {"x": x, "weight": weight, "bias": bias, "A": A, "B": B, "alpha": alpha}
         given = {name: t for name, t in arguments.items() if isinstance(t, Tensor)}
-        before = _copies(given)
+        before = copies(given)
         found = student(*arguments.values())
-        _untouched(given, before)
-        plain, update = _dense(x, weight, 0.0), _dense(x, _product(A, B), 0.0)
+        untouched(given, before)
+        plain, update = dense(x, weight, 0.0), dense(x, product(A, B), 0.0)
         same(f"the output for x {list(x.shape)}, weight {N} x {K}, rank {r}, alpha {alpha}", found, _lora(*arguments.values()), {
             "the update is scaled by alpha / r, not by alpha": plain + alpha * update + bias,
             "the update is not scaled: it has the factor alpha / r": plain + update + bias,
@@ -202,9 +152,9 @@ def lora_forward(student: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, floa
             "the update is missing": plain + bias,
         })  # fmt: skip
         _same_gradients(student, _lora, arguments, "A B x")
-    x, weight, bias, A, B = _randn(3, (2, 3, 48), (40, 48), (40,), (2, 48), (40, 2))
+    x, weight, bias, A, B = randn(3, (2, 3, 48), (40, 48), (40,), (2, 48), (40, 2))
     large = {"x": x, "weight": weight, "bias": bias, "A": A, "B": B, "alpha": 4.0}
-    _stays_small(student, large, 40 * 48, "you form B A, as large as W itself; apply A to x first, then B to the result")
+    stays_small(student, large, 40 * 48, "you form B A, as large as W itself; apply A to x first, then B to the result")
     passed("lora_forward", "values for any leading shape", "the scale alpha / r", "gradients of A, B and x", "B A never formed",
            "arguments untouched")  # fmt: skip
 
@@ -219,18 +169,18 @@ def lora_merge(student: Callable[[Tensor, dict[str, tuple[Tensor, Tensor]], floa
 
 
 def _merge_case(student: _Function, seed: int, D: int, K: int, ranks: dict[str, int], alpha: float) -> None:
-    (weight,) = _randn(seed, (3 * D, K))
-    factors = {letter: tuple(_randn(10 * seed + i, (r, K), (D, r))) for i, (letter, r) in enumerate(ranks.items(), 1)}
+    (weight,) = randn(seed, (3 * D, K))
+    factors = {letter: tuple(randn(10 * seed + i, (r, K), (D, r))) for i, (letter, r) in enumerate(ranks.items(), 1)}
     given = {"weight": weight} | {f"{'AB'[i]} of {letter}": t for letter, pair in factors.items() for i, t in enumerate(pair)}
-    before = _copies(given)
+    before = copies(given)
     found = student(weight, factors, alpha)
-    _untouched(given, before)
+    untouched(given, before)
 
     def merged(
         rows: Callable[[str], Any] = lambda letter: slice("qkv".index(letter) * D, ("qkv".index(letter) + 1) * D),
         scale: Callable[[str], float] = lambda letter: alpha / ranks[letter],
         keep: float = 1.0,
-        update: Callable[[Tensor, Tensor], Tensor] = _product,
+        update: Callable[[Tensor, Tensor], Tensor] = product,
     ) -> Tensor:
         out = weight.clone()
         for letter, (A, B) in factors.items():
@@ -254,53 +204,46 @@ def _merge_case(student: _Function, seed: int, D: int, K: int, ranks: dict[str, 
         "the update is subtracted": merged(scale=lambda letter: -alpha / ranks[letter]),
     }  # fmt: skip
     if D == K:
-        mistakes["the update is transposed: it is B A, [D, K], and weight is [out, in]"] = merged(update=lambda A, B: _product(A, B).T)
+        mistakes["the update is transposed: it is B A, [D, K], and weight is [out, in]"] = merged(update=lambda A, B: product(A, B).T)
     if len(factors) == 2:
         every = weight.clone()
         for letter, (A, B) in factors.items():
             for start in range(3):
-                every[start * D : (start + 1) * D] += alpha / ranks[letter] * _product(A, B)
+                every[start * D : (start + 1) * D] += alpha / ranks[letter] * product(A, B)
         mistakes["every third got every update; each letter has its own D rows"] = every
     same(f"the merged weight [3 x {D}, {K}] for {', '.join(ranks) or 'no letter'}", found, merged(), mistakes)
     _new_memory(found, given)
 
 
 # 5.4 --------------------------------------------------------------------------------------------------------------------------------------
-def _kron(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    """Entry by entry: (A (x) B)[i b + k, j q + l] = A[i, j] B[k, l]."""
-    (a, p), (b, q) = A.shape, B.shape
-    terms = [[A[i, j] * B[k, m] * x[..., j * q + m] for j in range(p) for m in range(q)] for i in range(a) for k in range(b)]
-    return torch.stack([torch.stack(term).sum(0) for term in terms], -1)
-
-
 def kron_forward(student: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """5.4: `kron_forward(x, A, B)` = x (A (x) B)^T, with the large matrix never formed."""
     cases = ((0, (2,), 3, 3, 3, 3), (1, (2, 3), 2, 3, 4, 5), (2, (1,), 4, 1, 2, 3), (3, (), 1, 5, 3, 2))
     for seed, lead, a, p, b, q in cases:
-        x, A, B = _randn(seed, (*lead, p * q), (a, p), (b, q))
+        x, A, B = randn(seed, (*lead, p * q), (a, p), (b, q))
         arguments = {"x": x, "A": A, "B": B}
-        before = _copies(arguments)
+        before = copies(arguments)
         found = student(x, A, B)
-        _untouched(arguments, before)
+        untouched(arguments, before)
         columns = x.unflatten(-1, (q, p)).mT.flatten(-2)
-        expected = _kron(x, A, B)
+        expected = kron(x, A, B)
         mistakes = {
-            "the factors are exchanged: A (x) B is not B (x) A. A works on the rows of the grid, B on its columns": _kron(x, B, A),
-            "x is cut column by column; X [p, q] has x[0], ..., x[q - 1] in its first row": _kron(columns, A, B),
+            "the factors are exchanged: A (x) B is not B (x) A. A works on the rows of the grid, B on its columns": kron(x, B, A),
+            "x is cut column by column; X [p, q] has x[0], ..., x[q - 1] in its first row": kron(columns, A, B),
             "the result is read column by column; A X B^T is [a, b], flattened row by row": expected.unflatten(-1, (a, b)).mT.flatten(-2),
         }  # fmt: skip
         if a == p and b == q:
             mistakes |= {
-                "B is not transposed: (A (x) B) x = vec(A X B^T)": _kron(x, A, B.T),
-                "A is transposed, B is not: (A (x) B) x = vec(A X B^T)": _kron(x, A.T, B),
-                "both factors are transposed: that is x (A (x) B), without the transpose of a linear layer": _kron(x, A.T, B.T),
-                "B is missing: a Kronecker product works with both factors": _kron(x, A, torch.eye(b)),
-                "A is missing: a Kronecker product works with both factors": _kron(x, torch.eye(a), B),
+                "B is not transposed: (A (x) B) x = vec(A X B^T)": kron(x, A, B.T),
+                "A is transposed, B is not: (A (x) B) x = vec(A X B^T)": kron(x, A.T, B),
+                "both factors are transposed: that is x (A (x) B), without the transpose of a linear layer": kron(x, A.T, B.T),
+                "B is missing: a Kronecker product works with both factors": kron(x, A, torch.eye(b)),
+                "A is missing: a Kronecker product works with both factors": kron(x, torch.eye(a), B),
             }
         same(f"the output for x {list(x.shape)}, A {a} x {p}, B {b} x {q}", found, expected, mistakes)
-        _same_gradients(student, _kron, arguments, "A B x")
-    x, A, B = _randn(4, (3, 180), (12, 10), (16, 18))
-    _stays_small(student, {"x": x, "A": A, "B": B}, A.numel() * B.numel(),
+        _same_gradients(student, kron, arguments, "A B x")
+    x, A, B = randn(4, (3, 180), (12, 10), (16, 18))
+    stays_small(student, {"x": x, "A": A, "B": B}, A.numel() * B.numel(),
                  "you form A (x) B, with every pair of entries; cut x into a grid instead, and multiply it from both sides")  # fmt: skip
     passed("kron_forward", "values entry by entry", "rows and columns of both factors", "any leading shape", "gradients of A, B and x",
            "the matrix never formed")  # fmt: skip
@@ -384,7 +327,7 @@ def ssf_merge(student: Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[T
     _ssf_case(student, "a LayerNorm", norm, (6,), (2, 3, 6), 3)
     _ssf_case(student, "a convolution", conv, (4, 3, 2, 4), (2, 3, 5, 6), 4)
     _ssf_case(student, "a depth-wise convolution", conv, (5, 1, 3, 2), (1, 5, 4, 4), 5)
-    weight, bias = _randn(6, (3, 4), (3,))
+    weight, bias = randn(6, (3, 4), (3,))
     for t in student(weight, bias, torch.ones(3), torch.zeros(3)):
         _new_memory(t, {"weight": weight, "bias": bias})
     passed("ssf_merge", "linear layers", "LayerNorm", "convolutions", "a layer without a bias", "new tensors, arguments untouched")
@@ -393,11 +336,11 @@ def ssf_merge(student: Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[T
 def _ssf_case(
     student: _Function, kind: str, operation: _Function, shape: tuple[int, ...], images: tuple[int, ...], seed: int, with_bias: bool = True
 ) -> None:
-    weight, bias, scale, shift, x = _randn(seed, shape, shape[:1], shape[:1], shape[:1], images)
+    weight, bias, scale, shift, x = randn(seed, shape, shape[:1], shape[:1], shape[:1], images)
     given = {"weight": weight, "scale": scale, "shift": shift} | ({"bias": bias} if with_bias else {})
-    before = _copies(given)
+    before = copies(given)
     returned = student(weight, bias if with_bias else None, scale, shift)
-    _untouched(given, before)
+    untouched(given, before)
     expect(isinstance(returned, tuple | list) and len(returned) == 2, f"expected two tensors, found {type(returned).__name__}",
            "return (weight, bias)")  # fmt: skip
     bias = bias if with_bias else torch.zeros_like(bias)
@@ -446,18 +389,18 @@ def _only(t: Tensor, b: int, dim: int) -> Tensor:
 
 
 def _dylora(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float, b: int) -> Tensor:
-    return _dense(x, weight + alpha / b * _product(_only(A, b, 0), _only(B, b, 1)), bias)
+    return dense(x, weight + alpha / b * product(_only(A, b, 0), _only(B, b, 1)), bias)
 
 
 def dylora_forward(student: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float, int], Tensor]) -> None:
     """5.7: `dylora_forward(x, weight, bias, A, B, alpha, b)` uses the first b ranks and trains the b-th alone."""
 
     def nested(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float, b: int) -> Tensor:
-        return _dense(x, weight + alpha / b * _product(A[:b], B[:, :b]), bias)
+        return dense(x, weight + alpha / b * product(A[:b], B[:, :b]), bias)
 
     def cut(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float, b: int) -> Tensor:
-        below = _dense(x, alpha / b * _product(A[: b - 1], B[:, : b - 1]), 0.0).detach()
-        return _dense(x, weight + alpha / b * _product(A[b - 1 : b], B[:, b - 1 : b]), bias) + below
+        below = dense(x, alpha / b * product(A[: b - 1], B[:, : b - 1]), 0.0).detach()
+        return dense(x, weight + alpha / b * product(A[b - 1 : b], B[:, b - 1 : b]), bias) + below
 
     wrong = {
         "ranks below b train too; rank b alone learns: detach the lower rows of A and the lower columns of B": nested,
@@ -465,16 +408,16 @@ def dylora_forward(student: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, fl
     }
     cases = ((0, (2, 3), 4, 6, 5, 3, 2.0), (1, (1,), 3, 5, 4, 1, 1.5), (2, (5,), 6, 3, 3, 3, -4.0), (3, (), 5, 4, 6, 2, 8.0))
     for seed, lead, N, K, r, b, alpha in cases:
-        x, weight, bias, A, B = _randn(seed, (*lead, K), (N, K), (N,), (r, K), (N, r))
+        x, weight, bias, A, B = randn(seed, (*lead, K), (N, K), (N,), (r, K), (N, r))
         arguments: dict[str, Any] = {"x": x, "weight": weight, "bias": bias, "A": A, "B": B, "alpha": alpha, "b": b}
         given = {name: t for name, t in arguments.items() if isinstance(t, Tensor)}
-        before = _copies(given)
+        before = copies(given)
         found = student(*arguments.values())
-        _untouched(given, before)
-        plain = _dense(x, weight, bias)
+        untouched(given, before)
+        plain = dense(x, weight, bias)
 
         def update(ranks: slice, A: Tensor = A, B: Tensor = B, x: Tensor = x) -> Tensor:
-            return _dense(x, _product(A[ranks], B[:, ranks]), 0.0)
+            return dense(x, product(A[ranks], B[:, ranks]), 0.0)
 
         first = update(slice(b))
         same(f"the output for x {list(x.shape)}, {r} ranks, b = {b}, alpha = {alpha}", found, plain + alpha / b * first, {
@@ -498,7 +441,7 @@ def dylora_forward(student: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, fl
 def private_gradient(student: Callable[[Tensor, float, Tensor, float], Tensor]) -> None:
     """5.8: `private_gradient(per_sample, max_norm, noise, sigma)` clips each sample, adds noise once, and divides by the batch."""
     for seed, B, P, R, sigma in ((0, 5, 7, 0.5, 0.8), (1, 4, 3, 1.5, 0.5), (2, 1, 6, 0.7, 2.0), (3, 3, 4, 50.0, 0.0)):
-        per_sample, noise = _randn(seed, (B, P), (P,))
+        per_sample, noise = randn(seed, (B, P), (P,))
         per_sample = per_sample * torch.linspace(0.1, 2, B)[:, None] if B > 1 else per_sample
         if seed == 1:
             per_sample[2] = 0
@@ -509,9 +452,9 @@ def private_gradient(student: Callable[[Tensor, float, Tensor, float], Tensor]) 
 
 def _private_case(student: _Function, per_sample: Tensor, R: float, noise: Tensor, sigma: float) -> None:
     given = {"per_sample": per_sample, "noise": noise}
-    before = _copies(given)
+    before = copies(given)
     found = student(per_sample, R, noise, sigma)
-    _untouched(given, before)
+    untouched(given, before)
     B = len(per_sample)
     if isinstance(found, Tensor):
         expect(not bool(found.isnan().any()), "expected numbers, found NaN",
