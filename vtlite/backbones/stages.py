@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import nn
@@ -51,3 +52,10 @@ def attention_blocks(backbone: nn.Module, method: str, plain: bool = False) -> l
             "tune this backbone with a method of the fine-tuning group, bitfit, lora or ssf"
         )
     return stages(backbone)
+
+
+def with_fewer_blocks(backbone: Any, depth: int) -> Any:
+    """A copy of a ViT with `depth` of its blocks, evenly spaced, the last one among them."""
+    shallow, total = copy.deepcopy(backbone), len(backbone.blocks)
+    shallow.blocks = nn.Sequential(*(shallow.blocks[round((i + 1) * total / depth) - 1] for i in range(depth)))
+    return shallow

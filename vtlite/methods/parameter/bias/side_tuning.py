@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vtlite.backbones.stages import attention_blocks
+from vtlite.backbones.stages import attention_blocks, with_fewer_blocks
 from vtlite.methods.base import Backbone, Method, method
 
 
@@ -80,6 +79,5 @@ class SideTuning(Method):
         else:
             total = len(backbone.blocks)
             self.expect(self.depth <= total, "depth", f"of at most {total}, the backbone's number of blocks")
-            side = copy.deepcopy(backbone)
-            side.blocks = nn.Sequential(*(side.blocks[round((i + 1) * total / self.depth) - 1] for i in range(self.depth)))
+            side = with_fewer_blocks(backbone, self.depth)
         return SideTuned(backbone, side.requires_grad_(True))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.backbones.stages import attention_blocks
+from vtlite.backbones.stages import attention_blocks, with_fewer_blocks
 from vtlite.methods.base import Backbone, Method, method
 from vtlite.ops.kd_loss import kd_loss
 
@@ -61,10 +61,7 @@ class KD(Method):
         total = len(backbone.blocks)
         depth = total // 2 if self.depth is None else self.depth
         self.expect(1 <= depth <= total, "depth", f"of at most {total}, the backbone's number of blocks")
-        student = copy.deepcopy(backbone)
-        keep = [round((i + 1) * total / depth) - 1 for i in range(depth)]  # evenly spaced, the last block among them
-        student.blocks = nn.Sequential(*(student.blocks[i] for i in keep))
-        return student.requires_grad_(True)
+        return with_fewer_blocks(backbone, depth).requires_grad_(True)
 
     def prepare(self, model: Tuned, train: Dataset[Any]) -> None:
         if self.teacher is None and self._source is not None:
