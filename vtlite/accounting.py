@@ -9,7 +9,7 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -21,7 +21,17 @@ from vtlite.storage import VTError
 from vtlite.training import parameter_groups
 from vtlite.tuning import Tuned, count_parameters, merge, save_delta
 
-__all__ = ["activation_memory", "count_parameters", "delta_size", "flops", "latency_ratio", "step_ratio", "step_time", "without_method"]
+__all__ = [
+    "activation_memory",
+    "count_parameters",
+    "delta_size",
+    "flops",
+    "kept_bytes",
+    "latency_ratio",
+    "step_ratio",
+    "step_time",
+    "without_method",
+]
 
 
 def delta_size(model: Tuned) -> int:
@@ -41,22 +51,28 @@ def flops(model: nn.Module, images: Tensor) -> int:
     return counter.get_total_flops()
 
 
-def activation_memory(model: Tuned, images: Tensor, labels: Tensor) -> int:
-    """Bytes that one forward pass keeps for the backward pass, the parameters and the images themselves not counted."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), images, labels)}
+def kept_bytes(call: Callable[[], Tensor], own: Iterable[Tensor]) -> int:
+    """Bytes that the forward pass `call` keeps for the backward pass, the tensors in `own` (inputs, parameters) not counted."""
+    mine = {t.untyped_storage()._cdata for t in own}
     kept: dict[int, Tensor] = {}  # by storage, so that a tensor saved twice counts once; holding it keeps its address taken
 
     def pack(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = call()
+    del out
+    return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in mine)
+
+
+def activation_memory(model: Tuned, images: Tensor, labels: Tensor) -> int:
+    """Bytes that one forward pass keeps for the backward pass, the parameters and the images themselves not counted."""
     training = model.training
     model.train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model.method.loss(model, images, labels)
+    kept = kept_bytes(lambda: model.method.loss(model, images, labels), (*model.parameters(), *model.buffers(), images, labels))
     model.train(training)
-    del loss
-    return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
+    return kept
 
 
 def step_time(model: Tuned, images: Tensor, labels: Tensor, repeats: int = 7) -> float:

@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 import vtlite as vt
+from vtlite.accounting import kept_bytes
 from vtlite.backbones.vit import VisionTransformer
 from vtlite.ops._launch import triton
 from vtlite.ops.adapter import adapter, adapter_reference
@@ -227,21 +228,6 @@ def least_bytes(function: Callable[..., Tensor], inputs: tuple[Any, ...], backwa
     read = sum(map(_nbytes, _tensors(inputs)))
     out = _nbytes(function(*inputs))
     return read + out + (out + read + sum(map(_nbytes, _leaves(inputs))) if backward else 0)
-
-
-def kept_bytes(call: Callable[[], Tensor], own: Iterable[Tensor]) -> int:
-    """Bytes that a forward pass keeps for the backward pass, the tensors in `own` (inputs, parameters) not counted."""
-    mine = {t.untyped_storage()._cdata for t in own}
-    kept: dict[int, Tensor] = {}  # by storage; holding it keeps its address taken
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = call()
-    del out
-    return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in mine)
 
 
 def estimate(names: Iterable[str], sizes: dict[str, Size], limits: Machine = ESTIMATED, dtype: torch.dtype = torch.bfloat16) -> list[Row]:
