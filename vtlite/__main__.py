@@ -182,10 +182,10 @@ def _bench(arguments: argparse.Namespace) -> None:
     if arguments.update:
         from vtlite.show import write_between
 
-        text, found = arguments.update.read_text(encoding="utf-8"), [f"{arguments.group or 'all'}-{name}" for name in tables]
-        for name, table in zip(found, tables.values(), strict=True):  # such as <!-- parameter-costs:begin -->
-            if f"<!-- {name}:begin -->" in text or not any(f"<!-- {other}:begin -->" in text for other in found):
-                write_between(arguments.update, name, table)
+        tables = {f"{arguments.group or 'all'}-{name}": table for name, table in tables.items()}  # <!-- parameter-costs:begin -->
+        text = arguments.update.read_text(encoding="utf-8")
+        for name in [name for name in tables if f"<!-- {name}:begin -->" in text] or tables:  # without any, the first one says so
+            write_between(arguments.update, name, tables[name])
 
 
 def _data(arguments: argparse.Namespace) -> None:

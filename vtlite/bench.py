@@ -28,14 +28,14 @@ from vtlite.methods.base import Backbone, find_method
 from vtlite.storage import VTError, atomic_write, unknown
 from vtlite.tour import SMALL
 from vtlite.training import evaluate, fit
-from vtlite.tuning import count_parameters, tune
+from vtlite.tuning import Tuned, count_parameters, tune
 
 SEEDS = (0, 1, 2)
 EPOCHS = 15
 # Wide enough that the best of a grid is seldom at its edge.
 FULL_LRS, SMALL_LRS, HEAD_LRS = (2e-4, 6e-4, 2e-3, 6e-3), (1e-3, 3e-3, 1e-2, 3e-2), (3e-3, 1e-2, 3e-2, 1e-1)
-THREE_LRS = SMALL_LRS[1:]  # nothing that trains a few per cent chose the smallest
 TWO_TASKS = ("digits", "shapes-location")  # those that ask for something else than pre-training did, on which methods differ most
+THREE_LRS = SMALL_LRS[1:]  # for the entries on these alone: there no method chose the smallest
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class Entry:
     lrs: tuple[float, ...] = SMALL_LRS
     settings: dict[str, Any] = field(default_factory=dict)  # other than the tour's
     tasks: tuple[str, ...] = TASKS
+
+    def tuned(self, num_classes: int, seed: int = 0) -> Tuned:
+        """The method on its backbone, with the tour's settings but for the entry's own."""
+        return tune(_backbone(self.weights), self.method, num_classes, seed, **{**SMALL.get(self.method, {}), **self.settings})
 
 
 ENTRIES = {
@@ -97,8 +101,7 @@ def run_cell(name: str, task_name: str, lr: float, seed: int, final: bool) -> di
     if entry.weights == "pixels":
         accuracy, trainable = _pixels(train, held_out, task, lr)
     else:
-        settings = {**SMALL.get(entry.method, {}), **entry.settings}
-        model = tune(_backbone(entry.weights), entry.method, num_classes=task.num_classes, seed=seed, **settings)
+        model = entry.tuned(task.num_classes, seed)
         fit(model, train, epochs=EPOCHS, lr=lr, seed=seed, progress=False)
         accuracy, trainable = evaluate(model, held_out)["accuracy"], count_parameters(model)[0]
     return {"entry": name, "task": task_name, "lr": lr, "seed": seed, "final": final, "accuracy": accuracy, "trainable": trainable}
@@ -160,13 +163,15 @@ def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
     merged model (where it merges) to one of the untouched backbone.
     """
     rows = _read(path)
-    task, backbone = load_task("twemoji"), _backbone("vtlite-tiny")
+    done = {row["entry"] for row in rows}
+    wanted = [name for name in entries if ENTRIES[name].weights == "vtlite-tiny" and name not in done]
+    if not wanted:
+        return rows
+    task = load_task("twemoji")
     images, labels = next(iter(DataLoader(task.train, 50)))
-    full, plain = (tune(backbone, name, num_classes=task.num_classes) for name in ("full", "linear"))
-    wanted = [name for name in entries if ENTRIES[name].weights == "vtlite-tiny" and name not in {row["entry"] for row in rows}]
+    full, plain = (ENTRIES[name].tuned(task.num_classes) for name in ("full", "linear"))
     for name in tqdm(wanted, desc="costs"):
-        entry = ENTRIES[name]
-        model = tune(backbone, entry.method, num_classes=task.num_classes, **{**SMALL.get(entry.method, {}), **entry.settings})
+        model = ENTRIES[name].tuned(task.num_classes)
         model.method.prepare(model, task.train)
         deployed = without_method(model)
         rows.append({

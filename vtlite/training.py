@@ -83,7 +83,7 @@ def evaluate(model: nn.Module, data: Dataset[Any], batch_size: int = 200) -> dic
     correct, loss, count = 0.0, 0.0, 0
     for images, labels in DataLoader(data, batch_size):
         logits, labels = model(images.to(device)), labels.to(device)
-        _check_labels(labels, logits.shape[1])
+        check_labels(labels, logits.shape[1])
         correct += (logits.argmax(dim=1) == labels).sum().item()
         loss += F.cross_entropy(logits, labels, reduction="sum").item()
         count += len(labels)
@@ -105,7 +105,7 @@ def fit_head(model: Tuned, train: Dataset[Any], c: float = 1.0) -> None:
     The features are standardised by one mean and one standard deviation for the fit, which are then folded into the head.
     """
     features, labels = extract_features(model, train).tensors
-    _check_labels(labels, model.num_classes)
+    check_labels(labels, model.num_classes)
     mean, std = features.mean(), features.std() + 1e-6
     x, labels = (features - mean) / std, labels.to(features.device)  # [n, D], [n]
     weight = torch.zeros(model.num_classes, x.shape[1], device=x.device, requires_grad=True)
@@ -193,7 +193,7 @@ class _Run:
         return {**row, "seconds": time.perf_counter() - start}
 
     def step(self, step: int, images: Tensor, labels: Tensor) -> float:
-        _check_labels(labels, self.model.num_classes)
+        check_labels(labels, self.model.num_classes)
         lr = self.lr_at(step)
         progress = step / (self.epochs * self.steps_per_epoch)
         for group in self.optimizer.param_groups:
@@ -246,7 +246,8 @@ def _expect_images(data: Dataset[Any], purpose: str) -> None:
         raise VTError(f"expected at least one image in the {purpose} data, found an empty data set; check the folder or the split")
 
 
-def _check_labels(labels: Tensor, num_classes: int) -> None:
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raise `VTError` unless labels [B] lie between 0 and num_classes - 1."""
     if labels.min() < 0 or labels.max() >= num_classes:
         raise VTError(
             f"expected labels from 0 to {num_classes - 1}, found {int(labels.min())} to {int(labels.max())}; "

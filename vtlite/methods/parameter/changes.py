@@ -57,9 +57,9 @@ def has_learnt(model: Tuned) -> bool:
 
 def shuffled_batches(model: Tuned, train: Dataset[Any], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of images [B, C, S, S] and labels [B] where the model lives. Raises `VTError` for labels out of range."""
-    from vtlite.training import _check_labels
+    from vtlite.training import check_labels
 
     device = next(model.parameters()).device
     for images, labels in DataLoader(train, batch_size, shuffle=True):  # `fit` has seeded the order
-        _check_labels(labels, model.num_classes)
+        check_labels(labels, model.num_classes)
         yield images.to(device), labels.to(device)
