@@ -165,7 +165,7 @@ def _classroom(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from vtlite.bench import ENTRIES, bench, costs, costs_markdown, entries_of, markdown, summary
+    from vtlite.bench import bench, costs, costs_markdown, entries_of, markdown, summary
     from vtlite.data.tasks import TASKS
     from vtlite.storage import unknown
 
@@ -174,8 +174,6 @@ def _bench(arguments: argparse.Namespace) -> None:
             raise unknown("task", task, TASKS)
     entries = entries_of(arguments.group)
     runs = bench(arguments.results, arguments.workers, entries, tuple(arguments.task or TASKS))
-    if arguments.group is None:  # its table has all tasks, so only what ran on all of them
-        entries = tuple(name for name in entries if ENTRIES[name].tasks == TASKS)
     rows = summary([run for run in runs if run["entry"] in entries])
     tables = {"accuracy": markdown(rows), "costs": costs_markdown(rows, costs(arguments.costs, entries))}
     print(*tables.values(), sep="\n\n")
