@@ -31,7 +31,7 @@ notebooks: .venv/.dev  ## run every lesson and solution again, keep the outputs,
 	$(BIN)/python -m vtlite classroom release
 
 benchmark: .venv/.core  ## measure all methods on all tasks again (about an hour; continues where it stopped)
-	$(BIN)/python -m vtlite bench
+	$(BIN)/python -m vtlite bench --update benchmarks/README.md
 
 clean:  ## remove the virtual environment and caches
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -76,6 +76,10 @@ def test_pixels_need_no_backbone() -> None:
     assert result["trainable"] == 4 * (3 * 32 * 32 + 1)
 
 
+def test_a_run_that_diverges_is_a_result() -> None:
+    assert bench.run_cell("bitfit", "shapes-count", 1e30, 0, False)["accuracy"] == 0
+
+
 # The committed results -------------------------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 import vtlite as vt
 from tests.conftest import make_tiny
-from vtlite.training import _Run, parameter_groups
+from vtlite.training import Diverged, _Run, parameter_groups
 
 
 def data(count: int = 30, classes: int = 3, seed: int = 0) -> TensorDataset:
@@ -149,7 +149,7 @@ def test_a_nan_pixel_is_named(name: str) -> None:
 def test_a_diverging_run_names_step_and_learning_rate() -> None:
     model = tuned("full")
     sentence = r"the loss became (nan|inf) at step \d+ with learning rate \S+e\+\d\d; lower lr"
-    unchanged(lambda: fit(model, lr=1e30, warmup=0.0), model, vt.VTError, sentence)
+    unchanged(lambda: fit(model, lr=1e30, warmup=0.0), model, Diverged, sentence)
 
 
 def test_an_interruption_leaves_the_model_as_it_was() -> None:

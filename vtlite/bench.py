@@ -27,7 +27,7 @@ from vtlite.data.tasks import TASKS, ImageDataset, Task, load_task
 from vtlite.methods.base import Backbone, find_method
 from vtlite.storage import VTError, atomic_write, unknown
 from vtlite.tour import SMALL
-from vtlite.training import evaluate, fit
+from vtlite.training import Diverged, evaluate, fit
 from vtlite.tuning import Tuned, count_parameters, tune
 
 SEEDS = (0, 1, 2)
@@ -85,7 +85,10 @@ ENTRIES = {
 
 
 def run_cell(name: str, task_name: str, lr: float, seed: int, final: bool) -> dict[str, Any]:
-    """One training run: accuracy on the validation images, or on the test images after training on all 1,000 (`final`)."""
+    """One training run: accuracy on the validation images, or on the test images after training on all 1,000 (`final`).
+
+    A run that diverges has accuracy 0.
+    """
     torch.set_num_threads(1)
     entry, task = ENTRIES[name], load_task(task_name)
     assert isinstance(task.train, ImageDataset)
@@ -99,8 +102,12 @@ def run_cell(name: str, task_name: str, lr: float, seed: int, final: bool) -> di
         accuracy, trainable = _pixels(train, held_out, task, lr)
     else:
         model = entry.tuned(task.num_classes, seed)
-        fit(model, train, epochs=EPOCHS, lr=lr, seed=seed, progress=False)
-        accuracy, trainable = evaluate(model, held_out)["accuracy"], count_parameters(model)[0]
+        try:
+            fit(model, train, epochs=EPOCHS, lr=lr, seed=seed, progress=False)
+            accuracy = evaluate(model, held_out)["accuracy"]
+        except Diverged:
+            accuracy = 0.0  # the largest learning rate of a grid may be too large: a result like any other
+        trainable = count_parameters(model)[0]  # now: some methods choose what trains from the data
     return {"entry": name, "task": task_name, "lr": lr, "seed": seed, "final": final, "accuracy": accuracy, "trainable": trainable}
 
 

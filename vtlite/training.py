@@ -142,6 +142,10 @@ def parameter_groups(model: Tuned, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
+class Diverged(VTError):
+    """The loss is no longer finite: the learning rate is too large."""
+
+
 class _Run:
     """One training run: what it trains on and where it stands."""
 
@@ -203,7 +207,7 @@ class _Run:
         if not math.isfinite(loss):
             if not torch.isfinite(images).all():
                 raise VTError(f"expected finite pixels, found NaN or infinity in an image at step {step + 1}; clean the data set first")
-            raise VTError(f"the loss became {loss} at step {step + 1} with learning rate {lr:.2g}; lower lr, or raise warmup")
+            raise Diverged(f"the loss became {loss} at step {step + 1} with learning rate {lr:.2g}; lower lr, or raise warmup")
         self.optimizer.step()
         return loss
 
