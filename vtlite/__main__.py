@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     operations.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
     operations.add_argument("--json", type=Path, help="write the table with the device and the versions")
     operations.add_argument("--ops", help="comma-separated names (default: all)")
-    operations.add_argument("--repeats", type=int, help="rounds, each way once a round (default: 9, on a GPU 50)")
+    operations.add_argument("--repeats", type=int, help="rounds, each way once a round (default: 25, on a GPU 50)")
     operations.add_argument("--tiny", action="store_true", help="a smoke test: small sizes, no torch.compile, times that mean nothing")
     kind = operations.add_mutually_exclusive_group()
     kind.add_argument("--models", action="store_true", help="training steps of whole ViTs instead of single operations")

@@ -320,8 +320,11 @@ def _clock(device: str) -> Callable[[Callable[[], object]], float]:
 def _in_turns(
     calls: dict[str, Callable[[], object]], clock: Callable[[Callable[[], object]], float], repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds of `repeats` rounds, each way once a round, after three rounds to warm up."""
-    rounds = [{way: clock(call) for way, call in calls.items()} for _ in range(repeats + 3)][3:]
+    """Seconds of `repeats` rounds, each way once a round, after three rounds to warm up.
+
+    Every other round goes backwards: what a way leaves in caches and in the allocator is then not always left to the same one.
+    """
+    rounds = [{way: clock(calls[way]) for way in (calls if i % 2 else reversed(calls))} for i in range(repeats + 3)][3:]
     return {way: [times[way] for times in rounds] for way in calls}
 
 
@@ -456,7 +459,7 @@ def bench_ops(
     sizes = TINY if tiny else SIZES if device == "cuda" or estimated else {k: replace(z, batch=4, rows=64) for k, z in SIZES.items()}
     result: dict[str, Any] = {"sizes": {name: asdict(size) for name, size in sizes.items()}, "versions": _versions()}
     result["date"] = datetime.now(UTC).isoformat(timespec="seconds")
-    repeats = repeats or (3 if tiny else 50 if device == "cuda" else 9)
+    repeats = repeats or (3 if tiny else 50 if device == "cuda" else 25)
     if estimated:
         result |= {"kind": "estimate", "machine": asdict(ESTIMATED), "operations": estimate(names, sizes)}
         print(_estimate_table(result["operations"], ESTIMATED))
