@@ -30,7 +30,7 @@ notebooks: .venv/.dev  ## run every lesson and solution again, keep the outputs,
 	$(BIN)/python tests/notebooks/execute.py
 	$(BIN)/python -m vtlite classroom release
 
-benchmark: .venv/.core  ## measure all methods on all tasks again (about an hour; continues where it stopped)
+benchmark: .venv/.core  ## measure all methods on all tasks again (some hours; continues where it stopped)
 	$(BIN)/python -m vtlite bench --update benchmarks/README.md
 
 clean:  ## remove the virtual environment and caches

@@ -23,6 +23,12 @@ def make_tiny(**overrides: object) -> VisionTransformer:
     return backbone.eval()
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Each test starts from the same random numbers, whichever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def tiny_backbone() -> VisionTransformer:
     """Images 32x32, patches 8x8, width 24, 2 blocks, 3 heads."""

@@ -43,7 +43,7 @@ class AdapterBias(Method):
     The paper speaks of a bias for each token; as the weight is linear in u, it is an update of W of rank 1, W_0 + v w^T, and merges.
     """
 
-    lr = 3e-2
+    lr = 1e-1
 
     norms: bool = False  # also train the norm before each MLP
 

@@ -56,7 +56,7 @@ class DPBitFit(Method):
     Batch norm mixes the images of a batch, so backbones with it are refused.
     """
 
-    lr = 1e-2
+    lr = 3e-2
 
     noise_multiplier: float = 1.0  # sigma, the spread of the noise in units of max_norm
     max_norm: float = 1.0  # R, the most that one image adds to the sum of gradients

@@ -73,7 +73,7 @@ class GPS(Method):
     an entry without a gradient. Here the rest of W has no parameter, and the delta is as small as the count says (with as many places).
     """
 
-    lr = 3e-2
+    lr = 1e-1
 
     k: int = 1  # weights that train in each row
     loss_of_choice: str = "contrastive"  # whose gradients choose: "contrastive", or "cross_entropy" of the untrained head

@@ -26,7 +26,7 @@ class Compacter(Method):
     GELU's tanh approximation.
     """
 
-    lr = 3e-2
+    lr = 1e-1
 
     unmergeable = "its bottleneck has a GELU inside, so it is no linear change of the weights"
 

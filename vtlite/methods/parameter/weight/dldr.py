@@ -99,7 +99,7 @@ class DLDR(Method):
     of the head suits it. AdamW takes the place of P-SGD; P-BFGS, a loop of its own, is left out.
     """
 
-    lr = 3e-2
+    lr = 1e-2
 
     k: int = 40  # directions
     snapshots: int = 80  # of the sampling run, besides its start; at least k

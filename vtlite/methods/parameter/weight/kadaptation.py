@@ -72,7 +72,7 @@ class KAdaptation(Method):
     formula. Its scale of 160 with a in +-0.01 is here 1 with a in +-0.126, the same product; its dropout on the formed matrix is left out.
     """
 
-    lr = 3e-2
+    lr = 1e-1
 
     n: int = 32  # number of products and size of the shared factors; must divide the width
     rank: int = 1  # inner width of u_i v_i

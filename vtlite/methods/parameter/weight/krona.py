@@ -75,7 +75,7 @@ class KronA(Method):
     be confirmed: some descriptions say 1, which would change the model before training. The paper tunes s per task.
     """
 
-    lr = 3e-2
+    lr = 1e-1
 
     place: str = (
         "weights"  # "weights": beside projections (mergeable); "block": beside the MLP; "residual": that, and a learned share of its input

@@ -25,6 +25,8 @@ class MoSA(Method):
     rank k^2 (in + out); on ViT-B/16: 197,376. The paper keeps the old output layer; here, as everywhere, a new head trains.
     """
 
+    lr = 3e-3
+
     rank: int = 1  # rank of the update, per k of the kernel; parameters grow in proportion
     alpha: float = 1.0  # the update is scaled by alpha / rank; kept while the rank changes
 
