@@ -90,13 +90,7 @@ def committed() -> dict[str, dict]:
 
 def test_committed_results_are_complete() -> None:
     runs = json.loads(RESULTS.read_text())
-    wanted = {
-        key
-        for name in bench.ENTRIES
-        for task in TASKS
-        for final in (False, True)
-        for key in bench._wanted(name, task, final, runs)
-    }
+    wanted = {key for name in bench.ENTRIES for task in TASKS for final in (False, True) for key in bench._wanted(name, task, final, runs)}
     assert wanted <= {bench._key(r) for r in runs}
     costs = {row["entry"] for row in json.loads((RESULTS.parent / "costs.json").read_text())}
     assert costs == {name for name, entry in bench.ENTRIES.items() if entry.weights == "vtlite-tiny"}

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from vtlite.storage import atomic_write
@@ -36,6 +37,11 @@ GROUP_LABEL = {
     "remapping": "remapping tuning",
 }
 _LINES = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#999999")
+# Where the name of a point may be, in points from it, the best first, and which side of it is fixed there.
+_NAME_PLACES = (
+    ((8, 0), "left"), ((-8, 0), "right"), ((0, 10), "center"), ((0, -10), "center"), ((6, 10), "left"), ((6, -10), "left"), ((-6, 10), "right"),
+    ((-6, -10), "right"), ((0, 20), "center"), ((0, -20), "center"), ((8, 20), "left"), ((8, -20), "left"), ((-8, 20), "right"), ((-8, -20), "right"),
+)  # fmt: skip
 _TRAINED = "#8CC8F0"  # a pale blue that black text stands out from
 
 
@@ -48,25 +54,39 @@ def accuracy_over_parameters(rows: Sequence[Row], title: str = "", ax: Axes | No
     if ax is None:
         _, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
     seen: set[str] = set()
-    ranks = sorted(row["trainable"] for row in rows)
     for row in rows:
-        group, name = row["method"].split("/")[0], row["method"].split("/")[-1]
+        group = row["method"].split("/")[0]
         colour, marker = GROUP_STYLE[group]
         label = None if group in seen else GROUP_LABEL[group]
         seen.add(group)
         ax.errorbar(
             row["trainable"], 100 * row["accuracy"], 100 * row.get("spread", 0), fmt=marker, color=colour, ms=8, capsize=3, label=label
         )
-        above = ranks.index(row["trainable"]) % 2 == 0  # neighbours along the axis have their names on different sides
-        place = (6, 5 if above else -12)
-        ax.annotate(name, (row["trainable"], 100 * row["accuracy"]), xytext=place, textcoords="offset points", fontsize=9)
         if row["method"] == "finetuning/full":
             ax.axhline(100 * row["accuracy"], color=colour, lw=0.8, ls="--", zorder=0)
     ax.set(xscale="log", xlabel="trainable parameters (head included)", ylabel="test accuracy (%)", title=title)
     ax.margins(0.14, 0.14)
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8, loc="best")
+    _name_points(ax, [(row["trainable"], 100 * row["accuracy"], row["method"].split("/")[-1]) for row in rows])
     return _figure(ax)
+
+
+def _name_points(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write each name beside its point (x, y, name): at the first place where it covers no other name or point, else at the right."""
+    figure = _figure(ax)
+    figure.canvas.draw()  # only now it is known where on the page points lie
+    at = [ax.transData.transform(point[:2]) for point in points]
+    taken = [Bbox([centre - 4, centre + 4]) for centre in at]
+    for x, y, name in points:
+        text = ax.annotate(name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=9, va="center")
+        for place, side in (*_NAME_PLACES, _NAME_PLACES[0]):
+            text.xyann = place
+            text.set_ha(side)
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
 
 
 def show_task(task: Task, columns: int = 10, rows: int = 1) -> Figure:
