@@ -385,8 +385,8 @@ def pairs(tiny: bool = False) -> dict[str, tuple[nn.Module, nn.Module]]:
     bound = vt.tune(vit, "linear", num_classes=100)
     bound.head = copy.deepcopy(head)
     bound.backbone.blocks[0].attn.qkv.bias.requires_grad_()
-    usual = nn.Sequential(adapted, head)
-    return {"LoRA, rank 8 on qkv: peft -> vtlite": (usual, ours)} | found | {"its bound: peft -> no update at all": (usual, bound)}
+    theirs = nn.Sequential(adapted, head)
+    return {"LoRA, rank 8 on qkv: peft -> vtlite": (theirs, ours)} | found | {"its bound: peft -> no update at all": (theirs, bound)}
 
 
 def measure_models(device: str, repeats: int, tiny: bool = False) -> list[Row]:

@@ -82,7 +82,7 @@ def _name_points(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
         text = ax.annotate(name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=9, va="center")
         for place, side in (*_NAME_PLACES, _NAME_PLACES[0]):
             text.xyann = place
-            text.set_ha(side)
+            text.set(ha=side)
             box = text.get_window_extent()
             if not any(box.overlaps(other) for other in taken):
                 break
