@@ -40,9 +40,8 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 @pytest.mark.skipif(triton is None, reason="needs Triton")
 @pytest.mark.skipif(INTERPRET, reason="this process is the interpreter's already")
 def test_kernels_in_the_interpreter() -> None:
-    others = [
-        f"--ignore=tests/ops/{name}.py" for name in ("test_compile", "test_interpreter")
-    ]  # which needs a compiler, and which starts this
+    # One needs a compiler, the other is this file.
+    others = [f"--ignore=tests/ops/{name}.py" for name in ("test_compile", "test_interpreter")]
     done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops", *others, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert re.search(r"\d+ passed", done.stdout)
