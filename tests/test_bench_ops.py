@@ -53,6 +53,14 @@ def test_tiny_models(tmp_path: Path) -> None:
     assert all(row["ours"]["memory_bytes"] > 0 for row in rows)
 
 
+def test_the_readme_has_the_committed_rows() -> None:
+    folder = Path(__file__).parent.parent / "benchmarks"
+    readme, measured = (folder / "README.md").read_text(), json.loads((folder / "ops-models.json").read_text())
+    rows = bench_ops.estimate(bench_ops.OPERATIONS, {"ViT-B/16": bench_ops.SIZES["ViT-B/16"]})
+    for line in (*map(bench_ops._model_line, measured["models"]), bench_ops._estimate_table(rows, bench_ops.ESTIMATED).split("\n\n")[-1]):
+        assert line in readme
+
+
 def test_an_estimate_is_called_one_and_needs_no_memory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["bench-ops", "--estimate", "--device", "cuda", "--json", str(tmp_path / "e.json")]) == 0
     result = json.loads((tmp_path / "e.json").read_text())

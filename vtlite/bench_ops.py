@@ -98,8 +98,9 @@ def _plain_prompts(q: Tensor, k: Tensor, v: Tensor, pk: Tensor, pv: Tensor) -> T
 
 
 def _heads(r: Callable[..., Tensor], z: Size) -> tuple[Any, ...]:
-    own, shared = (z.batch, z.heads, z.tokens, z.width // z.heads), (z.heads, z.prompts, z.width // z.heads)
-    return r(*own), r(*own), r(*own), r(*shared), r(*shared)
+    """q, k, v and the prompts' k, v, lying in memory as one projection of all tokens writes them."""
+    own, shared = (r(*rows, 3, z.heads, z.width // z.heads, grad=False) for rows in ((z.batch, z.tokens), (z.prompts,)))
+    return *(t.transpose(1, 2).requires_grad_() for t in own.unbind(2)), *(t.transpose(0, 1).requires_grad_() for t in shared.unbind(1)[1:])
 
 
 def _tokens(r: Callable[..., Tensor], z: Size) -> Tensor:
@@ -288,7 +289,7 @@ def measure(names: Iterable[str], sizes: dict[str, Size], device: str, limits: M
 
 def _pass(function: Callable[..., Tensor], inputs: tuple[Any, ...], backward: bool) -> Callable[[], object]:
     if not backward:
-        return lambda: function(*inputs)
+        return torch.no_grad()(lambda: function(*inputs))  # as in evaluation: nobody trains with a forward pass alone
     seed = torch.ones_like(function(*inputs))
     return lambda: torch.autograd.grad(function(*inputs), _leaves(inputs), seed)
 
@@ -406,11 +407,7 @@ def measure_models(device: str, repeats: int, tiny: bool = False) -> list[Row]:
         row: Row = {"models": name, "batch": batch, "step_ratio": statistics.median(o / u for u, o in zip(*taken.values(), strict=True))}
         row |= {way: {"seconds": statistics.median(taken[way]), "memory_bytes": memory[way]} for way in taken}
         rows.append(row)
-        print(
-            f"| {name} | {1e3 * row['usual']['seconds']:.1f} | {1e3 * row['ours']['seconds']:.1f} | {row['step_ratio']:.2f}x "
-            f"| {_mb(memory['usual'])} | {_mb(memory['ours'])} |",
-            flush=True,
-        )
+        print(_model_line(row), flush=True)
     return rows
 
 
@@ -491,6 +488,12 @@ def _line(row: Row) -> str:
     cells.append(f"{row['ours']['share_of_limit']:.0%}")
     cells += [_mb(row[way]["memory_bytes"]) if way in row else "" for way in ("plain", "compile", "ours")]
     return f"| {' | '.join(cells)} |"
+
+
+def _model_line(row: Row) -> str:
+    usual, ours = row["usual"], row["ours"]
+    cells = [row["models"], f"{1e3 * usual['seconds']:.1f}", f"{1e3 * ours['seconds']:.1f}", f"{row['step_ratio']:.2f}x"]
+    return f"| {' | '.join([*cells, _mb(usual['memory_bytes']), _mb(ours['memory_bytes'])])} |"
 
 
 def _estimate_table(rows: list[Row], limits: Machine) -> str:

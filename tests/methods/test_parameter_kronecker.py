@@ -175,7 +175,7 @@ def test_compacter_starts_within_rounding_of_the_backbone_and_leaves_it() -> Non
     """A rule of spread 1e-4 is no dead start."""
     images, labels = batch(9)
     model = tuned("compacter")
-    assert (model.features(images) - make_tiny()(images)).abs().max() < 1e-6
+    assert (model.features(images) - make_tiny()(images)).abs().max() < 5e-6
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(25):
         step(model, optimizer, images, labels)

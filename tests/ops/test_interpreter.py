@@ -47,6 +47,14 @@ def test_kernels_in_the_interpreter() -> None:
     assert re.search(r"\d+ passed", done.stdout)
 
 
+@pytest.mark.skipif(triton is None, reason="needs Triton")
+@pytest.mark.parametrize(("version", "interpret", "used"), [("3.7.1", "1", False), ("3.8.0+git1a", "1", True), ("3.4.0", "0", True)])
+def test_an_interpreter_that_would_fail_is_not_used(version: str, interpret: str, used: bool) -> None:
+    code = f"import triton; triton.__version__ = {version!r}; from vtlite.ops._launch import triton; print(triton is not None)"
+    done = python("-c", code, TRITON_INTERPRET=interpret)
+    assert done.stdout == f"{used}\n", done.stderr[-2000:]
+
+
 def test_references_without_triton() -> None:
     done = python("-c", WITHOUT_TRITON, TRITON_INTERPRET="0")
     assert done.returncode == 0, done.stderr[-5000:]

@@ -48,7 +48,7 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         windows, N, D = x.shape
-        q, k, v = self.qkv(x).view(windows, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # each [windows, H, N, D / H]
+        q, k, v = (t.transpose(1, 2) for t in self.qkv(x).view(windows, N, 3, self.num_heads, -1).unbind(2))  # each [windows, H, N, D / H]
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # [H, N, N]
         if mask is not None:  # [windows of an image, N, N]: the same for every image of the batch
             bias = (bias + mask[:, None]).repeat(windows // len(mask), 1, 1, 1)  # [windows, H, N, N]

@@ -73,7 +73,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, N, D = x.shape
-        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, N, D / H]
+        q, k, v = (t.transpose(1, 2) for t in self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).unbind(2))  # each [B, H, N, D / H]
         x = F.scaled_dot_product_attention(q, k, v)  # softmax(q k^T / sqrt(D / H)) v
         return self.proj(x.transpose(1, 2).reshape(B, N, D))
 

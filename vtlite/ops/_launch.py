@@ -8,14 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Triton reads this variable when it is imported and when a kernel is defined: set it in the environment, before Python starts.
+INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+
 try:
     import triton
     import triton.language as tl
+
+    # Older interpreters have no float64 products and fail on numpy 2.4; their compilers are all right.
+    if INTERPRET and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8):
+        triton = tl = None
 except ImportError:  # macOS, Windows: the references do all the work
     triton = tl = None
-
-# Triton reads this variable when it is imported and when a kernel is defined: set it in the environment, before Python starts.
-INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def use_kernel(x: Tensor, dot: bool = False) -> bool:

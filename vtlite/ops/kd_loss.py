@@ -121,7 +121,8 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         found = f"{list(student.shape)} and {list(teacher.shape)}"
         raise VTError(f"expected logits of one shape from student and teacher, found {found}; give both the same images and classes")
     teacher, C = teacher.detach(), student.shape[-1]
-    if not use_kernel(student) and student.numel() < SMALL:
+    asked = student.requires_grad and torch.is_grad_enabled()  # the operator always makes the gradient
+    if not use_kernel(student) and (not asked or student.numel() < SMALL):
         return kd_loss_reference(student, teacher, temperature)
     loss, _ = _kd_loss(student.reshape(-1, C), teacher.reshape(-1, C), temperature)
     return loss if under_autocast(student) else loss.to(student.dtype)

@@ -4,10 +4,12 @@
 
 In the kernel the prompts' keys and values are never copied per image, nor put together with the tokens': it reads them first and carries
 the softmax's largest score and sum on to the tokens'. Backward, with o and l = log of the sum of exponentials, each lot gives its part
-alone. On a CPU one fused call over both lots together is faster; the copies live as long as the call, and are made again to go backward.
+alone. Elsewhere PyTorch's fused attention over both lots together is faster. It keeps their copies, so q is copied as well: else the
+whole output of the qkv projection would be kept for its third.
 
-Kept for the backward pass: q, k, v, pk, pv, o and l. On ViT-B/16 with 50 prompts, batch 64, bfloat16: 77 MB a layer; with the prompts as
-tokens of each image attention keeps 97 MB, and they cost the layer's MLP and other projections as well, which is the larger gain.
+Kept for the backward pass by the kernel: q, k, v, pk, pv, o and l. On ViT-B/16 with 50 prompts, batch 64, bfloat16: 77 MB a layer; with
+the prompts as tokens of each image attention keeps 97 MB, and they cost the layer's MLP and other projections as well, which is the
+larger gain.
 Source: Jia et al., "Visual Prompt Tuning", ECCV 2022, arXiv 2203.12119; Dao et al., "FlashAttention", NeurIPS 2022, arXiv 2205.14135.
 """
 
@@ -50,8 +52,9 @@ def _prompt_attention(q: Tensor, k: Tensor, v: Tensor, pk: Tensor, pv: Tensor) -
     q, k, v = _rows(q, k, v)
     if use_kernel(q, dot=True):
         return _launch(q, k, v, *_rows(pk, pv))
-    o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, _together(pk, k), _together(pv, v))
-    return _by_token(o), lse.contiguous()
+    scores = _all_scores(q, _together(pk, k))
+    lse = scores.logsumexp(-1)
+    return _by_token((scores - lse.unsqueeze(-1)).exp().to(v.dtype) @ _together(pv, v)), lse
 
 
 @torch.library.custom_op("vtlite::prompt_attention_backward", mutates_args=())
@@ -65,10 +68,10 @@ def _prompt_attention_backward(
     if use_kernel(q, dot=True):
         pk, pv = _rows(pk, pv)
         return _launch_backward(do, q, k, v, pk, pv, o, lse)
-    (do,) = _rows(do)
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    dq, dk, dv = backward(do, q, _together(pk, k), _together(pv, v), o, lse, 0.0, False)  # copied again: cheaper than to keep
-    P = pk.shape[1]
+    P, k, v = pk.shape[1], _together(pk, k), _together(pv, v)
+    p = (_all_scores(q, k) - lse.unsqueeze(-1)).exp()
+    ds = p * (do @ v.mT - (do * o).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5  # through the softmax: minus the mean of its row
+    dq, dk, dv = ds.to(q.dtype) @ k, ds.to(q.dtype).mT @ q, p.to(q.dtype).mT @ do
     (dpk, dk), (dpv, dv) = (t.split([P, t.shape[2] - P], dim=2) for t in (dk, dv))
     return _by_token(dq), _by_token(dk), _by_token(dv), dpk.sum(0), dpv.sum(0)
 
@@ -122,6 +125,11 @@ def _rows(*tensors: Tensor) -> tuple[Tensor, ...]:
     """As they are if rows are whole and all lie alike, as in the output of one qkv projection; else copies that do."""
     first = tensors[0].stride()
     return tensors if first[-1] == 1 and all(t.stride() == first for t in tensors) else tuple(t.contiguous() for t in tensors)
+
+
+def _all_scores(q: Tensor, k: Tensor) -> Tensor:
+    """[B, H, N, D], [B, H, M, D] -> [B, H, N, M]"""
+    return (q @ k.mT).to(wide(q)) * q.shape[-1] ** -0.5
 
 
 def _together(prompts: Tensor, own: Tensor) -> Tensor:
@@ -282,8 +290,8 @@ def _launch_backward(
 def prompt_attention(q: Tensor, k: Tensor, v: Tensor, pk: Tensor, pv: Tensor) -> Tensor:
     """As `prompt_attention_reference`, in one operation. Raises `VTError` for sizes that do not fit together.
 
-    CUDA tensors take the kernel, CPU tensors PyTorch's fused attention, without keeping copies of the prompts; where there is no kernel
-    (float32 without tf32, other devices) PyTorch keeps them. No second derivatives and no `torch.func` transforms; the reference has both.
+    CUDA tensors take the kernel; elsewhere, and where there is none (float32 without tf32, wide heads), PyTorch's fused attention does the
+    work. With the kernel no second derivatives and no `torch.func` transforms; the reference has both.
     """
     H, D = q.shape[-3], q.shape[-1]
     if not (
@@ -292,6 +300,6 @@ def prompt_attention(q: Tensor, k: Tensor, v: Tensor, pk: Tensor, pv: Tensor) ->
         found = ", ".join(str(list(t.shape)) for t in (q, k, v, pk, pv))
         raise VTError(f"expected q, k, v of one shape [B, H, N, D] and the prompts' keys and values of one shape [H, P, D], found {found}")
     q, k, v, pk, pv = same_dtype(q, k, v, pk, pv)
-    if q.is_cpu or (use_kernel(q, dot=True) and D <= WIDEST):
+    if use_kernel(q, dot=True) and D <= WIDEST:
         return _prompt_attention(q, k, v, pk, pv)[0]
-    return concatenated_attention(q, k, v, pk, pv)
+    return concatenated_attention(_by_token(q), k, v, pk, pv)

@@ -66,9 +66,9 @@ class GPS(Method):
         W = W_0 + scatter(v),   v [rows, k] trains at the places  argtop_k |sum over the batches of dL / dW|  of each row
 
     Zhang et al., "Gradient-based Parameter Selection for Efficient Fine-Tuning", CVPR 2024, arXiv 2312.10136;
-    github.com/FightingFighting/GPS. All linear layers and convolutions, and their biases whole; norms, positions and tokens are frozen. On
-    ViT-B/16 with k = 1: 167,424 parameters. `fit` chooses the places before its first step, with the supervised contrastive loss on the
-    features, which needs no head; until then they are the largest weights. A second `fit` keeps the places.
+    github.com/FightingFighting/GPS. All linear layers and convolutions, and their biases whole; norms, LayerScale, positions and tokens are
+    frozen. On ViT-B/16 with k = 1: 167,424 parameters. `fit` chooses the places before its first step, with the supervised contrastive
+    loss on the features, which needs no head; until then they are the largest weights. A second `fit` keeps the places.
     The original trains whole tensors and masks their gradients, which its own optimiser can undo: weight decay and momentum move
     an entry without a gradient. Here the rest of W has no parameter, and the delta is as small as the count says (with as many places).
     """
@@ -112,7 +112,8 @@ class GPS(Method):
                 gradient = plain.get_parameter(f"{name}.weight").grad
                 if contrastive and not gradient.any():
                     raise VTError(
-                        f"gps: expected two images of a class in some batch of {self.batch_size}, found no gradient in {name}; "
-                        'raise batch_size, or set loss_of_choice="cross_entropy"'
+                        f"gps: expected a gradient of the contrastive loss in every layer, found none in {name}; raise batch_size, "
+                        f'now {self.batch_size}, until batches hold two images of a class, set loss_of_choice="cross_entropy", or choose '
+                        "a backbone whose features are not all zero"
                     )
                 module.choose(gradient)

@@ -41,8 +41,8 @@ class PromptedBlock(nn.Module):
     def attention(self, x: Tensor, prompts: Tensor) -> Tensor:
         """The block's own, with P more keys and values: x [B, N, D], prompts [P, D] -> [B, N, D]"""
         attn: Any = self.block.attn
-        q, k, v = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, N, D / H]
-        _, pk, pv = attn.qkv(prompts).unflatten(-1, (3, attn.num_heads, -1)).permute(1, 2, 0, 3)  # [H, P, D / H]
+        q, k, v = (t.transpose(1, 2) for t in attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).unbind(2))  # each [B, H, N, D / H]
+        _, pk, pv = (t.transpose(0, 1) for t in attn.qkv(prompts).unflatten(-1, (3, attn.num_heads, -1)).unbind(1))  # [H, P, D / H]
         return attn.proj(prompt_attention(q, k, v, pk, pv).transpose(1, 2).flatten(2))
 
     def concatenated(self, x: Tensor, prompts: Tensor) -> Tensor:
