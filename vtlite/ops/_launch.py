@@ -47,6 +47,11 @@ def precision() -> str:
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
+def gradient_asked(*tensors: Tensor) -> bool:
+    """Whether a gradient of the result may be asked for: else nothing need be kept for it."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
 def under_autocast(x: Tensor) -> bool:
     """Whether autocast is on for the device of x; the meta device has none."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)

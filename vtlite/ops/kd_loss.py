@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtlite.ops._launch import accumulator, block, tl, triton, under_autocast, use_kernel, wide
+from vtlite.ops._launch import accumulator, block, gradient_asked, tl, triton, under_autocast, use_kernel, wide
 from vtlite.storage import VTError
 
 SMALL = 2**17  # logits: on the CPU the call of an operator costs more than it saves below this, and above it is faster and keeps less
@@ -121,8 +121,7 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         found = f"{list(student.shape)} and {list(teacher.shape)}"
         raise VTError(f"expected logits of one shape from student and teacher, found {found}; give both the same images and classes")
     teacher, C = teacher.detach(), student.shape[-1]
-    asked = student.requires_grad and torch.is_grad_enabled()  # the operator always makes the gradient
-    if not use_kernel(student) and (not asked or student.numel() < SMALL):
+    if not use_kernel(student) and (student.numel() < SMALL or not gradient_asked(student)):  # the operator always makes the gradient
         return kd_loss_reference(student, teacher, temperature)
     loss, _ = _kd_loss(student.reshape(-1, C), teacher.reshape(-1, C), temperature)
     return loss if under_autocast(student) else loss.to(student.dtype)

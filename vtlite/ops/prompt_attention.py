@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vtlite.ops._launch import accumulator, block, cdiv, precision, same_dtype, tl, triton, use_kernel, wide
+from vtlite.ops._launch import accumulator, block, cdiv, gradient_asked, precision, same_dtype, tl, triton, use_kernel, wide
 from vtlite.storage import VTError
 
 WIDEST = 128  # channels of a head that the kernel holds on the chip; wider ones are left to PyTorch
@@ -302,4 +302,6 @@ def prompt_attention(q: Tensor, k: Tensor, v: Tensor, pk: Tensor, pv: Tensor) ->
     q, k, v, pk, pv = same_dtype(q, k, v, pk, pv)
     if use_kernel(q, dot=True) and D <= WIDEST:
         return _prompt_attention(q, k, v, pk, pv)[0]
-    return concatenated_attention(_by_token(q), k, v, pk, pv)
+    if gradient_asked(q, k, v, pk, pv):
+        q = _by_token(q)
+    return concatenated_attention(q, k, v, pk, pv)
