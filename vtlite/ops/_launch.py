@@ -17,7 +17,7 @@ try:
 
     # Older interpreters have no float64 products and fail on numpy 2.4; their compilers are all right.
     if INTERPRET and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8):
-        triton = tl = None
+        triton, tl, INTERPRET = None, None, False
 except ImportError:  # macOS, Windows: the references do all the work
     triton = tl = None
 
