@@ -47,11 +47,8 @@ def concatenated_attention(q: Tensor, k: Tensor, v: Tensor, pk: Tensor, pv: Tens
 @torch.library.custom_op("vtlite::prompt_attention", mutates_args=())
 def _prompt_attention(q: Tensor, k: Tensor, v: Tensor, pk: Tensor, pv: Tensor) -> tuple[Tensor, Tensor]:
     """q, k, v [B, H, N, D], pk, pv [H, P, D] -> o [B, H, N, D], l [B, H, N]"""
-    if not q.numel():
-        return _like(q), q.new_empty(q.shape[:-1], dtype=wide(q))
-    q, k, v = _rows(q, k, v)
-    if use_kernel(q, dot=True):
-        return _launch(q, k, v, *_rows(pk, pv))
+    if use_kernel(q, dot=True) and q.numel():
+        return _launch(*_rows(q, k, v), *_rows(pk, pv))
     scores = _all_scores(q, _together(pk, k))
     lse = scores.logsumexp(-1)
     return _by_token((scores - lse.unsqueeze(-1)).exp().to(v.dtype) @ _together(pv, v)), lse
@@ -62,11 +59,8 @@ def _prompt_attention_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, pk: Tensor, pv: Tensor, o: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """do [B, H, N, D] -> the gradients of q, k, v, pk, pv"""
-    if not q.numel():
-        return _like(q), _like(k), _like(v), torch.zeros_like(pk), torch.zeros_like(pv)
-    q, k, v = _rows(q, k, v)
-    if use_kernel(q, dot=True):
-        pk, pv = _rows(pk, pv)
+    if use_kernel(q, dot=True) and q.numel():
+        (q, k, v), (pk, pv) = _rows(q, k, v), _rows(pk, pv)
         return _launch_backward(do, q, k, v, pk, pv, o, lse)
     P, k, v = pk.shape[1], _together(pk, k), _together(pv, v)
     p = (_all_scores(q, k) - lse.unsqueeze(-1)).exp()
@@ -303,5 +297,5 @@ def prompt_attention(q: Tensor, k: Tensor, v: Tensor, pk: Tensor, pv: Tensor) ->
     if use_kernel(q, dot=True) and D <= WIDEST:
         return _prompt_attention(q, k, v, pk, pv)[0]
     if gradient_asked(q, k, v, pk, pv):
-        q = _by_token(q)
+        q = _by_token(q)  # else the projection's whole output is kept for its third
     return concatenated_attention(q, k, v, pk, pv)
