@@ -14,10 +14,13 @@ torch.set_num_threads(1)  # the tests run side by side
 
 
 def make_tiny(**overrides: object) -> VisionTransformer:
-    """A ViT of two blocks with random values everywhere, so that no bias, norm or scale is neutral and hides a mistake."""
+    """A ViT of two blocks with random values everywhere, so that no bias, norm or scale is neutral
+    and hides a mistake."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        backbone = vt.create_backbone("vtlite-tiny", **{"embed_dim": 24, "depth": 2, "num_heads": 3, **overrides})
+        backbone = vt.create_backbone(
+            "vtlite-tiny", **{"embed_dim": 24, "depth": 2, "num_heads": 3, **overrides}
+        )
         for parameter in backbone.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
     return backbone.eval()

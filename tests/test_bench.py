@@ -13,14 +13,34 @@ from vtlite.storage import VTError
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results.json"
 
 
-def run(entry: str, task: str, lr: float, accuracy: float, seed: int = 0, final: bool = False) -> dict:
-    return {"entry": entry, "task": task, "lr": lr, "seed": seed, "final": final, "accuracy": accuracy, "trainable": 10}
+def run(
+    entry: str, task: str, lr: float, accuracy: float, seed: int = 0, final: bool = False
+) -> dict:
+    return {
+        "entry": entry,
+        "task": task,
+        "lr": lr,
+        "seed": seed,
+        "final": final,
+        "accuracy": accuracy,
+        "trainable": 10,
+    }
 
 
 def test_the_learning_rate_is_chosen_on_validation_runs_only() -> None:
-    runs = [run("lora", "digits", 1e-3, 0.5), run("lora", "digits", 3e-3, 0.7), run("lora", "digits", 1e-2, 0.7)]
-    runs += [run("lora", "digits", 1e-3, 0.99, final=True), run("full", "digits", 1e-3, 0.9), run("lora", "twemoji", 1e-3, 0.9)]
-    assert bench.chosen_lr("lora", "digits", runs) == 3e-3  # the best on validation data; the smaller of two equals
+    runs = [
+        run("lora", "digits", 1e-3, 0.5),
+        run("lora", "digits", 3e-3, 0.7),
+        run("lora", "digits", 1e-2, 0.7),
+    ]
+    runs += [
+        run("lora", "digits", 1e-3, 0.99, final=True),
+        run("full", "digits", 1e-3, 0.9),
+        run("lora", "twemoji", 1e-3, 0.9),
+    ]
+    assert (
+        bench.chosen_lr("lora", "digits", runs) == 3e-3
+    )  # the best on validation data; the smaller of two equals
 
 
 def test_summary_averages_seeds_and_tasks() -> None:
@@ -32,7 +52,9 @@ def test_summary_averages_seeds_and_tasks() -> None:
     assert (row["mean"], row["spread"]) == pytest.approx((0.5, 0.0816), abs=1e-3)
 
 
-def test_a_stopped_benchmark_continues_and_does_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_benchmark_continues_and_does_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[tuple] = []
     grid = len(bench.ENTRIES["lora"].lrs)
 
@@ -59,7 +81,9 @@ def test_a_stopped_benchmark_continues_and_does_nothing_twice(tmp_path: Path, mo
     kept = json.loads(path.read_text())
     assert len(kept) == grid  # the choice was made
     bench.bench(path, entries=("lora",), tasks=("digits",))
-    assert len(calls) - 2 == len(json.loads(path.read_text())) == grid + 3  # only the two final runs that were lost are repeated
+    assert (
+        len(calls) - 2 == len(json.loads(path.read_text())) == grid + 3
+    )  # only the two final runs that were lost are repeated
     assert bench.bench(path, entries=("lora",), tasks=("digits",)) == json.loads(path.read_text())
 
 
@@ -80,7 +104,8 @@ def test_a_run_that_diverges_is_a_result() -> None:
     assert bench.run_cell("bitfit", "shapes-count", 1e30, 0, False)["accuracy"] == 0
 
 
-# The committed results -------------------------------------------------------------------------------------------------------------------
+# The committed results
+# -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +115,18 @@ def committed() -> dict[str, dict]:
 
 def test_committed_results_are_complete() -> None:
     runs = json.loads(RESULTS.read_text())
-    wanted = {key for name in bench.ENTRIES for task in TASKS for final in (False, True) for key in bench._wanted(name, task, final, runs)}
+    wanted = {
+        key
+        for name in bench.ENTRIES
+        for task in TASKS
+        for final in (False, True)
+        for key in bench._wanted(name, task, final, runs)
+    }
     assert wanted <= {bench._key(r) for r in runs}
     costs = {row["entry"] for row in json.loads((RESULTS.parent / "costs.json").read_text())}
-    assert costs == {name for name, entry in bench.ENTRIES.items() if entry.weights == "vtlite-tiny"}
+    assert costs == {
+        name for name, entry in bench.ENTRIES.items() if entry.weights == "vtlite-tiny"
+    }
 
 
 def test_the_published_tables_are_written_from_them(committed: dict[str, dict]) -> None:
@@ -106,18 +139,29 @@ def test_the_published_tables_are_written_from_them(committed: dict[str, dict]) 
 
 
 def test_a_wider_grid_replaces_the_final_runs_of_the_old_choice() -> None:
-    runs = [run("lora", "digits", 3e-3, 0.5), *(run("lora", "digits", 3e-3, 0.6, seed, True) for seed in bench.SEEDS)]
+    runs = [
+        run("lora", "digits", 3e-3, 0.5),
+        *(run("lora", "digits", 3e-3, 0.6, seed, True) for seed in bench.SEEDS),
+    ]
     assert bench.summary(runs)[0]["mean"] == pytest.approx(0.6)
     runs.append(run("lora", "digits", 1e-2, 0.7))  # better on validation data, and no final run yet
     assert bench.summary(runs) == []
     runs += [run("lora", "digits", 1e-2, 0.4, seed, True) for seed in bench.SEEDS]
-    assert bench.summary(runs)[0]["mean"] == pytest.approx(0.4)  # even though it is worse on the test images
+    assert bench.summary(runs)[0]["mean"] == pytest.approx(
+        0.4
+    )  # even though it is worse on the test images
 
 
 def test_a_mean_is_over_the_tasks_that_all_have() -> None:
-    pairs = [(entry, task) for entry in ("full", "lora") for task in ("digits", "twemoji")] + [("full", "fashion")]
+    pairs = [(entry, task) for entry in ("full", "lora") for task in ("digits", "twemoji")] + [
+        ("full", "fashion")
+    ]
     rows = bench.summary(
-        [run(e, t, 2e-4, 0.5, seed, final) for e, t in pairs for seed, final in ((0, False), (0, True), (1, True), (2, True))]
+        [
+            run(e, t, 2e-4, 0.5, seed, final)
+            for e, t in pairs
+            for seed, final in ((0, False), (0, True), (1, True), (2, True))
+        ]
     )
     assert [list(row["tasks"]) for row in rows] == [["digits", "twemoji"]] * 2
     assert bench.markdown(rows).splitlines()[0] == "| | trainable | digits | twemoji | mean |"
@@ -141,7 +185,8 @@ def test_costs_are_exact_numbers_and_ratios_and_are_measured_once(tmp_path: Path
 
 
 def test_the_embedded_backbone_is_worth_learning_on(committed: dict[str, dict]) -> None:
-    """The claims of benchmarks/README.md, with room to spare: margins are several times the spread over seeds."""
+    """The claims of benchmarks/README.md, with room to spare: margins are several times the spread
+    over seeds."""
     mean = {name: row["mean"] for name, row in committed.items()}
     assert mean["linear"] > max(mean["random backbone + linear"], mean["pixels + linear"]) + 0.10
     assert mean["full"] > mean["from scratch"] + 0.10
@@ -153,5 +198,8 @@ def test_default_learning_rates_are_the_best_over_all_tasks() -> None:
     for name, entry in bench.ENTRIES.items():
         if name == entry.method:  # not the entries with other weights or settings
             (cls,) = [cls for key, cls in METHODS.items() if key.endswith("/" + name)]
-            mean = {lr: sum(r["accuracy"] for r in runs if (r["entry"], r["lr"]) == (name, lr)) for lr in bench.ENTRIES[name].lrs}
+            mean = {
+                lr: sum(r["accuracy"] for r in runs if (r["entry"], r["lr"]) == (name, lr))
+                for lr in bench.ENTRIES[name].lrs
+            }
             assert cls.lr == max(mean, key=lambda lr: mean[lr]), name

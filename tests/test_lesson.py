@@ -43,23 +43,35 @@ def test_patches_are_drawn_in_reading_order() -> None:
 def test_maps_are_drawn_as_given() -> None:
     maps = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     axes = plots.attention_maps(torch.zeros(2, 3, 8, 8), maps).axes
-    assert torch.equal(torch.tensor(axes[2 + 2 + 1].images[0].get_array()), maps[1, 1])  # row by row: images, head 1, head 2
+    assert torch.equal(
+        torch.tensor(axes[2 + 2 + 1].images[0].get_array()), maps[1, 1]
+    )  # row by row: images, head 1, head 2
     similarity = torch.eye(16)
-    assert torch.equal(torch.tensor(plots.position_similarity(similarity).axes[6].images[0].get_array()), similarity[6].view(4, 4))
+    assert torch.equal(
+        torch.tensor(plots.position_similarity(similarity).axes[6].images[0].get_array()),
+        similarity[6].view(4, 4),
+    )
 
 
 def test_right_neighbours_have_a_frame() -> None:
     right = torch.tensor([[True, False], [False, True]])
-    figure = plots.neighbours(torch.zeros(2, 3, 8, 8), {"pixels": (torch.zeros(2, 2, 3, 8, 8), right)})
+    figure = plots.neighbours(
+        torch.zeros(2, 3, 8, 8), {"pixels": (torch.zeros(2, 2, 3, 8, 8), right)}
+    )
     framed = [ax.spines["left"].get_visible() for ax in figure.axes[2:]]
     assert framed == [True, False, False, True]
 
 
 def test_bars_and_curves_show_the_given_values() -> None:
     values = {"a": {"x": [0.2, 0.4], "y": [0.5]}, "b": {"x": [0.1], "y": [0.9]}}
-    heights = [patch.get_height() for patch in plots.grouped_bars(values, "accuracy", {"a": 0.1, "b": 0.2}).axes[0].patches]
+    heights = [
+        patch.get_height()
+        for patch in plots.grouped_bars(values, "accuracy", {"a": 0.1, "b": 0.2}).axes[0].patches
+    ]
     assert heights == pytest.approx([30, 10, 50, 90])  # by name, then by group
-    ax = plots.accuracy_over_dimension({"p": {8: 0.5, 32: 0.7}, "r": {8: 0.2, 32: 0.3}}, {"p": 0.8, "r": 0.4}, 0.1).axes[0]
+    ax = plots.accuracy_over_dimension(
+        {"p": {8: 0.5, 32: 0.7}, "r": {8: 0.2, 32: 0.3}}, {"p": 0.8, "r": 0.4}, 0.1
+    ).axes[0]
     assert [list(line.get_ydata()) for line in ax.get_lines()] == [
         pytest.approx(y) for y in ([50, 70], [80, 80], [20, 30], [40, 40], [10, 10])
     ]

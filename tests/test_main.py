@@ -13,11 +13,28 @@ from vtlite.__main__ import main
 
 
 def vtlite(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "vtlite", *arguments], cwd=cwd, capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        [sys.executable, "-m", "vtlite", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
 
 
 def test_tour_writes_table_json_csv_and_figure(tmp_path: Path) -> None:
-    done = vtlite("tour", "--methods", "linear,bitfit", "--task", "shapes-count", "--epochs", "1", "--json", "a/t.json", cwd=tmp_path)
+    done = vtlite(
+        "tour",
+        "--methods",
+        "linear,bitfit",
+        "--task",
+        "shapes-count",
+        "--epochs",
+        "1",
+        "--json",
+        "a/t.json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "a/t.json").read_text())
     assert [row["method"] for row in rows] == ["finetuning/linear", "parameter/bias/bitfit"]
@@ -31,20 +48,33 @@ def test_tour_writes_table_json_csv_and_figure(tmp_path: Path) -> None:
     [
         (["tour", "--methods", "lorra"], "unknown method 'lorra': did you mean 'lora'"),
         (["tour", "--task", "twemojis"], "unknown task 'twemojis': did you mean 'twemoji'"),
-        (["tour", "--backbone", "vtlite-tinny"], "unknown backbone 'vtlite-tinny': did you mean 'vtlite-tiny'"),
+        (
+            ["tour", "--backbone", "vtlite-tinny"],
+            "unknown backbone 'vtlite-tinny': did you mean 'vtlite-tiny'",
+        ),
         (["tour", "--methods", "linear", "--epochs", "0"], "epochs"),
         (["tour", "--figure", "x.exe"], "expected a figure that ends in"),
         (["list", "--group", "adaptor"], "did you mean 'adapter'"),
         (["show", "lorra"], "did you mean 'lora'"),
         (["data", "show", "digit"], "did you mean 'digits'"),
-        (["data", "build", "--noto", "no", "--twemoji", "no", "--fashion", "no"], "expected the source file"),
+        (
+            ["data", "build", "--noto", "no", "--twemoji", "no", "--fashion", "no"],
+            "expected the source file",
+        ),
         (["pretrain", "--name", "vit_tiny"], "unknown backbone 'vit_tiny'"),
         (["classroom", "release"], "expected notebooks in solutions, found none"),
-        (["classroom", "grade", "nowhere"], "expected a folder of submissions, found none at nowhere"),
+        (
+            ["classroom", "grade", "nowhere"],
+            "expected a folder of submissions, found none at nowhere",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_without_traceback(
-    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
@@ -54,7 +84,9 @@ def test_a_mistake_is_one_sentence_without_traceback(
     assert "Traceback" not in "\n".join(error)
 
 
-def test_an_interruption_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interruption_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupted(arguments: object) -> None:
         raise KeyboardInterrupt
 
@@ -63,7 +95,9 @@ def test_an_interruption_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys
     assert "none is half written" in capsys.readouterr().err
 
 
-def test_data_list_and_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_list_and_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["data", "list"]) == 0
     assert "shapes-count (structured)" in capsys.readouterr().out

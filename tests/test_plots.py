@@ -33,25 +33,51 @@ def test_the_figure_of_the_field_shows_every_row_where_it_belongs() -> None:
         "lora": (9_000, 90.0),
         "adaptformer": (11_000, 85.0),
     }
-    assert [line.get_ydata()[0] for line in ax.get_lines() if line.get_linestyle() == "--"] == [80.0]  # full fine-tuning's level
+    assert [line.get_ydata()[0] for line in ax.get_lines() if line.get_linestyle() == "--"] == [
+        80.0
+    ]  # full fine-tuning's level
 
 
 def test_show_task_draws_images_with_their_class_names() -> None:
     task = vt.load_task("shapes-count")
     figure = plots.show_task(task, columns=3)
-    assert [ax.get_title() for ax in figure.axes] == [task.classes[task.train[i][1]] for i in range(3)]
+    assert [ax.get_title() for ax in figure.axes] == [
+        task.classes[task.train[i][1]] for i in range(3)
+    ]
 
 
 def test_learning_curves_and_bars_plot_the_given_values() -> None:
-    curve = plots.learning_curves({"a": [{"epoch": 1, "val_accuracy": 0.2}, {"epoch": 2, "val_accuracy": 0.4}]}).axes[0].get_lines()[0]
+    curve = (
+        plots.learning_curves(
+            {"a": [{"epoch": 1, "val_accuracy": 0.2}, {"epoch": 2, "val_accuracy": 0.4}]}
+        )
+        .axes[0]
+        .get_lines()[0]
+    )
     assert list(curve.get_ydata()) == [0.2, 0.4]
-    assert [bar.get_height() for bar in plots.bars(["x", "y"], [1.5, 2.5], "value").axes[0].patches] == [1.5, 2.5]
+    assert [
+        bar.get_height() for bar in plots.bars(["x", "y"], [1.5, 2.5], "value").axes[0].patches
+    ] == [1.5, 2.5]
 
 
 def test_update_families_has_a_panel_for_each_form_and_tells_what_is_shared() -> None:
     figure = plots.update_families()
-    owners = {ax.get_title().split(":")[0]: [patch.get_hatch() or patch.get_facecolor() for patch in ax.patches] for ax in figure.axes}
-    assert set(owners) == {"LoRA", "KronA", "KAdaptation", "Compacter", "FacT-TT", "FacT-TK", "Aurora", "VeRA"}
+    owners = {
+        ax.get_title().split(":")[0]: [
+            patch.get_hatch() or patch.get_facecolor() for patch in ax.patches
+        ]
+        for ax in figure.axes
+    }
+    assert set(owners) == {
+        "LoRA",
+        "KronA",
+        "KAdaptation",
+        "Compacter",
+        "FacT-TT",
+        "FacT-TK",
+        "Aurora",
+        "VeRA",
+    }
     layer, shared = owners["LoRA"][0], owners["FacT-TT"][0]
     assert layer != shared
     assert owners["LoRA"] == [layer, layer]
@@ -64,7 +90,9 @@ def test_save_figure_is_atomic_and_closes(tmp_path: Path) -> None:
     plots.save_figure(figure, tmp_path / "f.png")
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
     assert figure.number not in plt.get_fignums()
-    with pytest.raises(ValueError, match="bmp9"):  # a format matplotlib lacks: the old file stays, no new one appears
+    with pytest.raises(
+        ValueError, match="bmp9"
+    ):  # a format matplotlib lacks: the old file stays, no new one appears
         plots.save_figure(plots.bars(["x"], [1], "value"), tmp_path / "g.bmp9")
     assert [path.name for path in tmp_path.iterdir()] == ["f.png"]
 

@@ -30,7 +30,11 @@ def make(out: Path, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def test_deterministic_by_seed_with_a_card_and_no_rest(tmp_path: Path) -> None:
-    first, again, other = make(tmp_path / "a.safetensors"), make(tmp_path / "b.safetensors"), make(tmp_path / "c.safetensors", seed=1)
+    first, again, other = (
+        make(tmp_path / "a.safetensors"),
+        make(tmp_path / "b.safetensors"),
+        make(tmp_path / "c.safetensors", seed=1),
+    )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
     assert "Upstream accuracy" in (tmp_path / "a.md").read_text()
@@ -40,11 +44,15 @@ def test_deterministic_by_seed_with_a_card_and_no_rest(tmp_path: Path) -> None:
 
 def test_a_resnet_is_made_by_the_same_command(tmp_path: Path) -> None:
     module.pretrain("vtlite-resnet", tmp_path / "r.safetensors", epochs=1, lr=1e-3, progress=False)
-    assert "A ResNet with torchvision's names: 690,552 parameters" in (tmp_path / "r.md").read_text()
+    assert (
+        "A ResNet with torchvision's names: 690,552 parameters" in (tmp_path / "r.md").read_text()
+    )
     assert vt.load_backbone(tmp_path / "r.safetensors").num_features == 192
 
 
-def test_a_stopped_run_continues_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_continues_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, out, calls = make(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", 0
     real = module.augment
 

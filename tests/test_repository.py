@@ -18,7 +18,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 def test_conda_route_installs_what_pyproject_asks_for() -> None:
     optional = PROJECT["optional-dependencies"]
-    wanted = {*PROJECT["dependencies"], *optional["lab"], *optional["classroom"], *optional["dev"]} - {"vtlite[lab,classroom]"}
+    wanted = {
+        *PROJECT["dependencies"],
+        *optional["lab"],
+        *optional["classroom"],
+        *optional["dev"],
+    } - {"vtlite[lab,classroom]"}
     environment = (ROOT / "environment.yml").read_text()
     found = re.findall(r"^      - (.+)$", environment, re.MULTILINE)
     assert sorted(found) == sorted(wanted)
@@ -54,6 +59,8 @@ def test_no_pickles_are_loaded_anywhere() -> None:
         assert not re.search(r"torch\.load\(|\bpickle\.|import pickle", code), path
 
 
-@pytest.mark.parametrize("name", ["LICENSE", "vtlite/data/assets/README.md", "vtlite/backbones/weights/vtlite-tiny.md"])
+@pytest.mark.parametrize(
+    "name", ["LICENSE", "vtlite/data/assets/README.md", "vtlite/backbones/weights/vtlite-tiny.md"]
+)
 def test_licences_and_cards_are_there(name: str) -> None:
     assert len((ROOT / name).read_text()) > 500

@@ -7,7 +7,15 @@ import pytest
 
 from vtlite import show
 from vtlite.methods import METHODS
-from vtlite.show import count_on_vit_b16, list_systems, methods_table, read_docstring, read_settings, show_method, update_readme
+from vtlite.show import (
+    count_on_vit_b16,
+    list_systems,
+    methods_table,
+    read_docstring,
+    read_settings,
+    show_method,
+    update_readme,
+)
 from vtlite.storage import VTError
 from vtlite.taxonomy import GROUPS, LEAVES, SYSTEMS, find_system
 
@@ -34,7 +42,9 @@ def test_the_list_names_every_group_leaf_and_system(capsys: Capture) -> None:
     assert f"Implemented: {len(METHODS)}." in text
 
 
-def test_the_list_is_plain_text_in_a_pipe_and_keeps_to_the_width(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_list_is_plain_text_in_a_pipe_and_keeps_to_the_width(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     for columns in (70, 140):
         monkeypatch.setenv("COLUMNS", str(columns))
@@ -99,7 +109,10 @@ def test_every_method_has_an_idea_a_formula_and_notes(key: str) -> None:
 
 
 def test_the_meaning_of_a_setting_is_its_comment() -> None:
-    settings = {name: (default, meaning) for name, default, meaning in read_settings(METHODS["parameter/weight/lora"])}
+    settings = {
+        name: (default, meaning)
+        for name, default, meaning in read_settings(METHODS["parameter/weight/lora"])
+    }
     assert settings["rank"][0] == "8"
     assert all(meaning for _, meaning in settings.values())
 
@@ -125,7 +138,10 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         list_systems("remaping")
 
 
-@pytest.mark.parametrize(("key", "count"), [("finetuning/full", 85_798_656), ("finetuning/linear", 0), ("parameter/weight/lora", 294_912)])
+@pytest.mark.parametrize(
+    ("key", "count"),
+    [("finetuning/full", 85_798_656), ("finetuning/linear", 0), ("parameter/weight/lora", 294_912)],
+)
 def test_parameters_are_counted_without_the_head(key: str, count: int) -> None:
     assert count_on_vit_b16(key) == count
 
@@ -149,8 +165,12 @@ def test_updating_a_readme_replaces_only_the_table(tmp_path: Path) -> None:
     assert path.read_text() == expected
 
 
-@pytest.mark.parametrize("text", ["no markers", f"{BEGIN} only", f"{END} {BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
-def test_a_readme_without_one_pair_of_markers_is_refused_and_kept(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["no markers", f"{BEGIN} only", f"{END} {BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"]
+)
+def test_a_readme_without_one_pair_of_markers_is_refused_and_kept(
+    tmp_path: Path, text: str
+) -> None:
     path = tmp_path / "README.md"
     path.write_text(text)
     with pytest.raises(VTError, match="expected one <!-- methods:begin -->"):
@@ -160,4 +180,6 @@ def test_a_readme_without_one_pair_of_markers_is_refused_and_kept(tmp_path: Path
 
 def test_the_readme_has_the_current_table() -> None:
     table = README.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
-    assert table == f"\n{methods_table()}\n", "run: python -c 'import vtlite.show as s; s.update_readme(\"README.md\")'"
+    assert table == f"\n{methods_table()}\n", (
+        "run: python -c 'import vtlite.show as s; s.update_readme(\"README.md\")'"
+    )

@@ -37,7 +37,10 @@ def test_a_full_disk_is_a_sentence(old: Path, monkeypatch: pytest.MonkeyPatch) -
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(VTError, match=r"could not write .*file.txt: No space left on device; the file that was there before is unchanged"):
+    with pytest.raises(
+        VTError,
+        match=r"could not write .*file.txt: No space left on device; the file that was there before is unchanged",
+    ):
         save_tensors(old, {"a": torch.ones(2)}, {})
     assert only_the_old_is_there(old)
 
@@ -48,7 +51,9 @@ def test_a_killed_process_leaves_the_old_file_whole(old: Path) -> None:
         "with atomic_write(sys.argv[1]) as temporary:\n"
         "    temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(old)], cwd=Path(__file__).parents[1], timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(old)], cwd=Path(__file__).parents[1], timeout=120
+    )
     assert done.returncode == -signal.SIGKILL
     assert old.read_text() == "old"
 
@@ -61,12 +66,18 @@ def test_a_new_file_has_ordinary_permissions(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(VTError, match="expected an existing folder to write x into"), atomic_write(tmp_path / "none" / "x"):
+    with (
+        pytest.raises(VTError, match="expected an existing folder to write x into"),
+        atomic_write(tmp_path / "none" / "x"),
+    ):
         pass
 
 
 def test_tensors_and_metadata_round_trip(tmp_path: Path) -> None:
-    tensors = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor(3, dtype=torch.int64)}  # not contiguous; no dimensions
+    tensors = {
+        "a": torch.arange(6.0).view(2, 3).T,
+        "b": torch.tensor(3, dtype=torch.int64),
+    }  # not contiguous; no dimensions
     save_tensors(tmp_path / "t", tensors, {"settings": {"rank": 4}, "name": "x"})
     loaded, metadata = load_tensors(tmp_path / "t")
     assert all(torch.equal(loaded[key], tensors[key]) for key in tensors)
@@ -91,17 +102,26 @@ def test_a_pickle_is_recognised_and_never_opened(tmp_path: Path) -> None:
         with pytest.raises(VTError, match="is a pickled PyTorch checkpoint"):
             load_tensors(tmp_path / name)
     assert not mark.exists()
-    pickle.loads((tmp_path / "b.safetensors").read_bytes())  # the trap works: only vtlite did not step into it
+    pickle.loads(
+        (tmp_path / "b.safetensors").read_bytes()
+    )  # the trap works: only vtlite did not step into it
     assert mark.exists()
 
 
 def test_the_nearest_names_come_first_and_few_names_are_listed() -> None:
-    assert str(unknown("task", "digts", ["digits", "twemoji"])) == "unknown task 'digts': did you mean 'digits'?"
-    assert str(unknown("task", "zzz", ["digits", "twemoji"])) == "unknown task 'zzz': choose from digits, twemoji"
+    assert (
+        str(unknown("task", "digts", ["digits", "twemoji"]))
+        == "unknown task 'digts': did you mean 'digits'?"
+    )
+    assert (
+        str(unknown("task", "zzz", ["digits", "twemoji"]))
+        == "unknown task 'zzz': choose from digits, twemoji"
+    )
 
 
 def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
-    """The first byte of a safetensors file is the low byte of its header's length: here 0x80, as a pickle's."""
+    """The first byte of a safetensors file is the low byte of its header's length: here 0x80, as a
+    pickle's."""
     for padding in range(256):
         save_tensors(tmp_path / "x.safetensors", {"a": torch.ones(3)}, {"note": "x" * padding})
         if (tmp_path / "x.safetensors").read_bytes()[0] == 0x80:

@@ -1,4 +1,5 @@
-"""The survey's tree as data: nothing is missing, nothing is named twice, every reference leads somewhere."""
+"""The survey's tree as data: nothing is missing, nothing is named twice, every reference leads
+somewhere."""
 
 import ast
 import re
@@ -9,7 +10,17 @@ import pytest
 from vtlite import taxonomy
 from vtlite.methods import METHODS
 from vtlite.storage import VTError
-from vtlite.taxonomy import BACKBONES, DIRECTIONS, GROUPS, LEAVES, SYSTEMS, find_system, nearest_implemented, status, systems
+from vtlite.taxonomy import (
+    BACKBONES,
+    DIRECTIONS,
+    GROUPS,
+    LEAVES,
+    SYSTEMS,
+    find_system,
+    nearest_implemented,
+    status,
+    systems,
+)
 
 # Typed from the survey: leaf -> (systems that have a file, systems that are described only)
 SURVEY = {
@@ -73,7 +84,9 @@ def test_every_system_of_the_survey_is_there_and_no_other() -> None:
         assert [s.name for s in systems(leaf) if not s.key] == (rows.split("|") if rows else [])
     assert [leaf.path for leaf in LEAVES] == list(SURVEY)
     assert {s.name for s in SYSTEMS if s.extra} == EXTRA
-    assert len(SYSTEMS) == sum(len(names.split("|")) for pair in SURVEY.values() for names in pair if names)
+    assert len(SYSTEMS) == sum(
+        len(names.split("|")) for pair in SURVEY.values() for names in pair if names
+    )
 
 
 def test_names_and_keys_are_unique() -> None:
@@ -120,7 +133,9 @@ def test_papers_and_years_agree_with_their_arxiv_numbers() -> None:
             assert 1 <= int(system.arxiv[2:4]) <= 12
             submitted = 2000 + int(system.arxiv[:2])
             assert system.year is not None
-            assert -1 <= system.year - submitted <= 3, system  # a workshop may come before arXiv, a journal years after it
+            assert -1 <= system.year - submitted <= 3, (
+                system
+            )  # a workshop may come before arXiv, a journal years after it
         if system.venue == "arXiv":
             assert system.arxiv
             assert system.year == 2000 + int(system.arxiv[:2])
@@ -153,7 +168,9 @@ def test_status_and_nearest() -> None:
     assert nearest_implemented(find_system("DnA")) == "parameter/weight/lora"
     for system in SYSTEMS:
         assert (status(system) == "implemented") == (system.key in METHODS)
-        assert nearest_implemented(system) in METHODS  # every group has a method, so there is always one to look at
+        assert (
+            nearest_implemented(system) in METHODS
+        )  # every group has a method, so there is always one to look at
 
 
 @pytest.mark.parametrize("name", ["lora", "LoRA", "parameter/weight/lora"])
@@ -184,5 +201,8 @@ def test_backbones_and_directions() -> None:
 
 def test_the_data_needs_nothing_heavy() -> None:
     body = ast.parse(Path(taxonomy.__file__).read_text(encoding="utf-8")).body
-    assert [node.module for node in body if isinstance(node, ast.ImportFrom)] == ["__future__", "dataclasses"]
+    assert [node.module for node in body if isinstance(node, ast.ImportFrom)] == [
+        "__future__",
+        "dataclasses",
+    ]
     assert not any(isinstance(node, ast.Import) for node in body)

@@ -26,14 +26,23 @@ def rows(tiny_backbone: nn.Module, tiny_task: Task) -> list[dict]:
     return tour.tour(["lora", "vpt_deep"], tiny_task, tiny_backbone, epochs=1, progress=False)
 
 
-def test_a_row_says_what_it_measured(rows: list[dict], tiny_backbone: nn.Module, tiny_task: Task) -> None:
+def test_a_row_says_what_it_measured(
+    rows: list[dict], tiny_backbone: nn.Module, tiny_task: Task
+) -> None:
     lora, vpt = rows
     model = vt.tune(tiny_backbone, "lora", num_classes=3, rank=8)
-    assert (lora["trainable"], lora["share"]) == (n := vt.count_parameters(model)[0], n / vt.count_parameters(model)[1])
+    assert (lora["trainable"], lora["share"]) == (
+        n := vt.count_parameters(model)[0],
+        n / vt.count_parameters(model)[1],
+    )
     vt.fit(model, tiny_task.train, epochs=1, progress=False)
     assert lora["accuracy"] == vt.evaluate(model, tiny_task.test)["accuracy"]
     assert (lora["merged"], vpt["merged"]) == (True, False)
-    assert all(row[key] > 0 for row in rows for key in ("delta_bytes", "step_ms", "activation_bytes", "latency_ratio", "fit_seconds"))
+    assert all(
+        row[key] > 0
+        for row in rows
+        for key in ("delta_bytes", "step_ms", "activation_bytes", "latency_ratio", "fit_seconds")
+    )
 
 
 def test_tables_show_every_row(rows: list[dict]) -> None:
@@ -49,11 +58,17 @@ def test_rows_are_saved_whole_as_json_and_csv(rows: list[dict], tmp_path: Path) 
     tour.save_rows(rows, tmp_path / "t.csv")
     assert json.loads((tmp_path / "t.json").read_text()) == rows
     with (tmp_path / "t.csv").open() as file:
-        assert [float(row["accuracy"]) for row in csv.DictReader(file)] == [row["accuracy"] for row in rows]
+        assert [float(row["accuracy"]) for row in csv.DictReader(file)] == [
+            row["accuracy"] for row in rows
+        ]
 
 
-def test_a_wrong_name_is_found_before_anything_trains(tiny_backbone: nn.Module, tiny_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tour, "fit", lambda *a, **k: pytest.fail("trained although a name was wrong"))
+def test_a_wrong_name_is_found_before_anything_trains(
+    tiny_backbone: nn.Module, tiny_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        tour, "fit", lambda *a, **k: pytest.fail("trained although a name was wrong")
+    )
     with pytest.raises(vt.VTError, match="unknown method 'lorra': did you mean 'lora'"):
         tour.tour(["full", "lorra"], tiny_task, tiny_backbone)
 
@@ -61,7 +76,13 @@ def test_a_wrong_name_is_found_before_anything_trains(tiny_backbone: nn.Module, 
 def test_the_default_tour_visits_all_five_groups() -> None:
     from vtlite.methods.base import find_method
 
-    assert {find_method(name).key.split("/")[0] for name in tour.METHODS} == {"finetuning", "prompt", "adapter", "parameter", "remapping"}
+    assert {find_method(name).key.split("/")[0] for name in tour.METHODS} == {
+        "finetuning",
+        "prompt",
+        "adapter",
+        "parameter",
+        "remapping",
+    }
 
 
 def test_the_readme_shows_the_committed_tour() -> None:

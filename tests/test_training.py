@@ -21,15 +21,23 @@ from vtlite.training import Diverged, _Run, parameter_groups
 
 def data(count: int = 30, classes: int = 3, seed: int = 0) -> TensorDataset:
     g = torch.Generator().manual_seed(seed)
-    return TensorDataset(torch.randn(count, 3, 32, 32, generator=g), torch.randint(classes, (count,), generator=g))
+    return TensorDataset(
+        torch.randn(count, 3, 32, 32, generator=g), torch.randint(classes, (count,), generator=g)
+    )
 
 
 def tuned(name: str = "lora", **settings: object) -> vt.Tuned:
     return vt.tune(make_tiny(), name, num_classes=3, **settings)
 
 
-def fit(model: vt.Tuned, train: TensorDataset | None = None, **arguments: object) -> list[dict[str, float]]:
-    return vt.fit(model, data() if train is None else train, **{"epochs": 3, "batch_size": 8, "progress": False, **arguments})  # type: ignore[arg-type]
+def fit(
+    model: vt.Tuned, train: TensorDataset | None = None, **arguments: object
+) -> list[dict[str, float]]:
+    return vt.fit(
+        model,
+        data() if train is None else train,
+        **{"epochs": 3, "batch_size": 8, "progress": False, **arguments},
+    )  # type: ignore[arg-type]
 
 
 def values(model: vt.Tuned) -> Tensor:
@@ -37,7 +45,13 @@ def values(model: vt.Tuned) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"), [("lora", {}), ("adaptformer", {"dropout": 0.5}), ("linear", {}), ("kd", {"teacher_epochs": 1})]
+    ("name", "settings"),
+    [
+        ("lora", {}),
+        ("adaptformer", {"dropout": 0.5}),
+        ("linear", {}),
+        ("kd", {"teacher_epochs": 1}),
+    ],
 )
 def test_the_seed_decides_everything(name: str, settings: dict) -> None:
     models = [tuned(name, **settings) for _ in range(3)]
@@ -88,7 +102,12 @@ fit(tuned("adaptformer", dropout=0.5), epochs=4, augment=die, checkpoint=sys.arg
 def test_a_killed_run_continues_to_the_same_result(tmp_path: Path) -> None:
     whole, path = tuned("adaptformer", dropout=0.5), tmp_path / "run.safetensors"
     history = fit(whole, epochs=4, augment=lambda images: images)
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(path), "10"], cwd=Path(__file__).parents[1], env={**os.environ}, timeout=120)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(path), "10"],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ},
+        timeout=120,
+    )
     assert killed.returncode == -signal.SIGKILL  # in the third epoch: four batches make one
     continued = tuned("adaptformer", dropout=0.5)
     again = fit(continued, epochs=4, augment=lambda images: images, checkpoint=path)
@@ -100,21 +119,30 @@ def test_a_killed_run_continues_to_the_same_result(tmp_path: Path) -> None:
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     first, second = tuned(), tuned()
     fit(first, checkpoint=tmp_path / "run.safetensors")
-    fit(second, checkpoint=tmp_path / "run.safetensors", augment=lambda images: pytest.fail("trained again"))
+    fit(
+        second,
+        checkpoint=tmp_path / "run.safetensors",
+        augment=lambda images: pytest.fail("trained again"),
+    )
     assert torch.equal(values(first), values(second))
 
 
 def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     fit(tuned(), checkpoint=path)
-    with pytest.raises(vt.VTError, match=r"belongs to another run \(epochs, seed differ\); delete it or give another path"):
+    with pytest.raises(
+        vt.VTError,
+        match=r"belongs to another run \(epochs, seed differ\); delete it or give another path",
+    ):
         fit(tuned(), checkpoint=path, epochs=5, seed=1)
 
 
 def test_cached_features_train_the_same_head() -> None:
     cached, plain = tuned("linear"), tuned("linear")
     seen: list[int] = []
-    cached.backbone.patch_embed.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    cached.backbone.patch_embed.register_forward_hook(
+        lambda module, inputs, output: seen.append(len(output))
+    )
     fit(cached, epochs=5, val=data(10, seed=1))
     assert sum(seen) == 30 + 10  # every image once, whatever the number of epochs
     fit(plain, epochs=5, augment=lambda images: images)  # augmented images have no fixed features
@@ -134,7 +162,12 @@ def unchanged(call, model: vt.Tuned, error: type[BaseException], match: str) -> 
 def test_labels_out_of_range_leave_the_model_alone(name: str, label: int) -> None:
     train, model = data(), tuned(name)
     train.tensors[1][20] = label
-    unchanged(lambda: fit(model, train), model, vt.VTError, "expected labels from 0 to 2, found .* tune with the task's num_classes")
+    unchanged(
+        lambda: fit(model, train),
+        model,
+        vt.VTError,
+        "expected labels from 0 to 2, found .* tune with the task's num_classes",
+    )
     with pytest.raises(vt.VTError, match="expected labels from 0 to 2"):
         vt.evaluate(model, train)
 
@@ -168,19 +201,30 @@ def test_an_interruption_leaves_the_model_as_it_was() -> None:
 def test_an_empty_data_set_is_an_error() -> None:
     empty = TensorDataset(torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.long))
     model = tuned()
-    unchanged(lambda: fit(model, empty), model, vt.VTError, "expected at least one image in the training data")
+    unchanged(
+        lambda: fit(model, empty),
+        model,
+        vt.VTError,
+        "expected at least one image in the training data",
+    )
     with pytest.raises(vt.VTError, match="expected at least one image in the evaluation data"):
         vt.evaluate(model, empty)
 
 
-@pytest.mark.parametrize("arguments", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": -1.0}, {"lr": math.nan}])
+@pytest.mark.parametrize(
+    "arguments", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": -1.0}, {"lr": math.nan}]
+)
 def test_settings_out_of_range(arguments: dict) -> None:
-    with pytest.raises(vt.VTError, match="expected epochs and batch_size of at least 1 and lr above 0"):
+    with pytest.raises(
+        vt.VTError, match="expected epochs and batch_size of at least 1 and lr above 0"
+    ):
         fit(tuned(), **arguments)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
-    run = _Run(tuned(), data(40), None, 10, 1.0, 0, 8, 0.0, 0.2, None)  # 50 steps, the first 10 rising
+    run = _Run(
+        tuned(), data(40), None, 10, 1.0, 0, 8, 0.0, 0.2, None
+    )  # 50 steps, the first 10 rising
     rates = [run.lr_at(step) for step in range(51)]
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert rates[10] == max(rates) == 1.0
@@ -192,10 +236,16 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
 def test_only_matrices_decay() -> None:
     model = tuned("full")
     names = {id(p): name for name, p in model.named_parameters()}
-    decayed, rest = ({names[id(p)] for p in group["params"]} for group in parameter_groups(model, 0.1))
+    decayed, rest = (
+        {names[id(p)] for p in group["params"]} for group in parameter_groups(model, 0.1)
+    )
     assert decayed | rest == set(names.values())
     assert {"backbone.pos_embed", "backbone.cls_token", "backbone.norm.weight", "head.bias"} <= rest
-    assert {"backbone.blocks.0.attn.qkv.weight", "backbone.patch_embed.proj.weight", "head.weight"} <= decayed
+    assert {
+        "backbone.blocks.0.attn.qkv.weight",
+        "backbone.patch_embed.proj.weight",
+        "head.weight",
+    } <= decayed
 
 
 def test_evaluate_by_hand_and_in_eval_mode() -> None:

@@ -1,4 +1,5 @@
-"""The public interface, and every mistake one can make with it: one sentence each, and nothing half changed."""
+"""The public interface, and every mistake one can make with it: one sentence each, and nothing half
+changed."""
 
 from __future__ import annotations
 
@@ -36,7 +37,10 @@ def test_a_method_object_is_copied_not_kept() -> None:
 
 def test_count_parameters_by_hand() -> None:
     model = vt.tune(make_tiny(), "linear", num_classes=3)
-    assert vt.count_parameters(model) == (24 * 3 + 3, sum(p.numel() for p in make_tiny().parameters()) + 75)
+    assert vt.count_parameters(model) == (
+        24 * 3 + 3,
+        sum(p.numel() for p in make_tiny().parameters()) + 75,
+    )
 
 
 def test_a_backbone_that_has_a_head_loses_it() -> None:
@@ -69,7 +73,9 @@ def test_precision_of_the_backbone_is_kept() -> None:
         (("kd",), {"weight": 1.1}, "expected weight in"),
     ],
 )
-def test_wrong_names_and_settings(arguments: tuple[str], settings: dict[str, Any], sentence: str) -> None:
+def test_wrong_names_and_settings(
+    arguments: tuple[str], settings: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(vt.VTError) as error:
         vt.tune(make_tiny(), *arguments, num_classes=3, **settings)
     assert sentence in str(error.value)
@@ -96,11 +102,16 @@ def test_only_known_backbones_are_tuned() -> None:
         (torch.zeros(3, 32, 32), "add the batch dimension"),
         (torch.zeros(2, 1, 32, 32), "found shape [2, 1, 32, 32]"),
         (torch.zeros(2, 3, 32, 40), "found 32x40 pixels; resize"),
-        (torch.zeros(2, 3, 64, 64), "found 64x64 pixels; resize, or load the task with image_size=32"),
+        (
+            torch.zeros(2, 3, 64, 64),
+            "found 64x64 pixels; resize, or load the task with image_size=32",
+        ),
     ],
 )
 @pytest.mark.parametrize("of", ["ours", "timm"])
-@pytest.mark.parametrize("name", ["linear", "ssf"])  # SSF replaces the patch projection that the check looks at
+@pytest.mark.parametrize(
+    "name", ["linear", "ssf"]
+)  # SSF replaces the patch projection that the check looks at
 def test_wrong_images(images: torch.Tensor, sentence: str, of: str, name: str) -> None:
     backbone: Any = make_tiny()
     if of == "timm":
@@ -111,7 +122,8 @@ def test_wrong_images(images: torch.Tensor, sentence: str, of: str, name: str) -
     assert sentence in str(error.value)
 
 
-# Deltas ----------------------------------------------------------------------------------------------------------------------------------
+# Deltas
+# ----------------------------------------------------------------------------------------------------------------------------------
 
 
 def refused(model: vt.Tuned, path: Path) -> str:
@@ -131,8 +143,13 @@ def delta(tmp_path: Path) -> Path:
 
 
 def test_a_delta_is_refused_by_another_method_setting_backbone_or_head(delta: Path) -> None:
-    assert "was made with method parameter/weight/lora, but this model has parameter/bias/bitfit" in refused(tuned("bitfit"), delta)
-    assert "settings" in refused(vt.tune(make_tiny(), "lora", num_classes=3, rank=2, alpha=16.0), delta)
+    assert (
+        "was made with method parameter/weight/lora, but this model has parameter/bias/bitfit"
+        in refused(tuned("bitfit"), delta)
+    )
+    assert "settings" in refused(
+        vt.tune(make_tiny(), "lora", num_classes=3, rank=2, alpha=16.0), delta
+    )
     other = make_tiny()
     with torch.no_grad():
         other.norm.bias[0] += 1e-3  # one value is enough
@@ -158,18 +175,24 @@ def test_a_pickled_file_is_refused_unopened(tmp_path: Path) -> None:
 
 def test_another_safetensors_file_is_no_delta(tmp_path: Path) -> None:
     save_file({"head.bias": torch.zeros(3)}, tmp_path / "x.safetensors")
-    assert "expected a delta written by vtlite.save_delta" in refused(tuned("lora"), tmp_path / "x.safetensors")
+    assert "expected a delta written by vtlite.save_delta" in refused(
+        tuned("lora"), tmp_path / "x.safetensors"
+    )
     assert "found no file" in refused(tuned("lora"), tmp_path / "none.safetensors")
 
 
-def test_an_interrupted_save_leaves_the_old_file(delta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_save_leaves_the_old_file(
+    delta: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = delta.read_bytes()
 
     def full_disk(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("vtlite.storage.save_file", full_disk)
-    with pytest.raises(vt.VTError, match="No space left on device; the file that was there before is unchanged"):
+    with pytest.raises(
+        vt.VTError, match="No space left on device; the file that was there before is unchanged"
+    ):
         vt.save_delta(tuned("lora"), delta)
     assert delta.read_bytes() == before
     assert list(delta.parent.iterdir()) == [delta]

@@ -1,4 +1,5 @@
-"""vtlite: visual tuning from scratch, one file per method, in the order of the survey (arXiv 2305.06061)."""
+"""vtlite: visual tuning from scratch, one file per method, in the order of the survey (arXiv
+2305.06061)."""
 
 from vtlite.backbones import create_backbone, load_backbone, save_backbone
 from vtlite.data.tasks import TASKS, Task, load_task

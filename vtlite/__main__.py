@@ -1,4 +1,5 @@
-"""The command line: `python -m vtlite tour | list | show | data | pretrain | bench | bench-ops | classroom`."""
+"""The command line: `python -m vtlite tour | list | show | data | pretrain | bench | bench-ops |
+classroom`."""
 
 from __future__ import annotations
 
@@ -12,75 +13,154 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vtlite", description="Visual tuning from scratch.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    tour = commands.add_parser("tour", help="tune with one method of each group and more; table, figure, JSON and CSV")
-    tour.add_argument("--methods", help="comma-separated names (default: at least one of each group; see vtlite/tour.py)")
-    tour.add_argument("--task", default="twemoji", help="an embedded task, torchvision:NAME or folder:PATH (default: %(default)s)")
+    tour = commands.add_parser(
+        "tour", help="tune with one method of each group and more; table, figure, JSON and CSV"
+    )
     tour.add_argument(
-        "--backbone", default="vtlite-tiny", help="an embedded backbone, timm:NAME or a .safetensors file (default: %(default)s)"
+        "--methods",
+        help="comma-separated names (default: at least one of each group; see vtlite/tour.py)",
+    )
+    tour.add_argument(
+        "--task",
+        default="twemoji",
+        help="an embedded task, torchvision:NAME or folder:PATH (default: %(default)s)",
+    )
+    tour.add_argument(
+        "--backbone",
+        default="vtlite-tiny",
+        help="an embedded backbone, timm:NAME or a .safetensors file (default: %(default)s)",
     )
     tour.add_argument("--epochs", type=int, default=10)
     tour.add_argument("--json", type=Path, default=Path("out/tour.json"))
     tour.add_argument("--csv", type=Path, default=Path("out/tour.csv"))
     tour.add_argument("--figure", type=Path, default=Path("out/tour.png"))
 
-    listing = commands.add_parser("list", help="the survey's taxonomy and what of it is implemented")
+    listing = commands.add_parser(
+        "list", help="the survey's taxonomy and what of it is implemented"
+    )
     listing.add_argument("--group", help="one group or leaf, e.g. adapter or parameter/weight")
     listing.add_argument("--json", action="store_true")
 
-    show = commands.add_parser("show", help="one method: idea, formula, settings, paper, parameters on ViT-B/16")
+    show = commands.add_parser(
+        "show", help="one method: idea, formula, settings, paper, parameters on ViT-B/16"
+    )
     show.add_argument("name")
 
-    data = commands.add_parser("data", help="the embedded tasks: list them, draw one, or build the image sheets again")
+    data = commands.add_parser(
+        "data", help="the embedded tasks: list them, draw one, or build the image sheets again"
+    )
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="every task with its classes and sizes")
     draw = actions.add_parser("show", help="draw training images of one task")
     draw.add_argument("task")
     draw.add_argument("--figure", type=Path, help="default: out/TASK.png")
-    build = actions.add_parser("build", help="make the image sheets from their source packages (see vtlite/data/build.py)")
+    build = actions.add_parser(
+        "build", help="make the image sheets from their source packages (see vtlite/data/build.py)"
+    )
     for source in ("noto", "twemoji", "fashion"):
         build.add_argument(f"--{source}", type=Path, required=True, metavar="FOLDER")
     build.add_argument("--out", type=Path, help="default: the package's own assets")
 
-    pretrain = commands.add_parser("pretrain", help="make an embedded backbone again; continues a run that was stopped")
+    pretrain = commands.add_parser(
+        "pretrain", help="make an embedded backbone again; continues a run that was stopped"
+    )
     pretrain.add_argument("--name", default="vtlite-tiny")
     pretrain.add_argument("--epochs", type=int, default=120)
     pretrain.add_argument("--lr", type=float, default=2e-3)
     pretrain.add_argument("--seed", type=int, default=0)
     pretrain.add_argument("--out", type=Path, help="default: out/NAME.safetensors")
 
-    bench = commands.add_parser("bench", help="every method on every embedded task, three seeds; continues where it stopped")
+    bench = commands.add_parser(
+        "bench", help="every method on every embedded task, three seeds; continues where it stopped"
+    )
     bench.add_argument("--results", type=Path, default=Path("benchmarks/results.json"))
     bench.add_argument("--costs", type=Path, default=Path("benchmarks/costs.json"))
-    bench.add_argument("--group", help="one group of the survey, such as parameter, beside full fine-tuning and a linear probe")
-    bench.add_argument("--task", action="append", help="an embedded task; may be given more than once (default: all)")
+    bench.add_argument(
+        "--group",
+        help="one group of the survey, such as parameter, beside full fine-tuning and a linear probe",
+    )
+    bench.add_argument(
+        "--task",
+        action="append",
+        help="an embedded task; may be given more than once (default: all)",
+    )
     bench.add_argument("--workers", type=int, default=2)
-    bench.add_argument("--update", type=Path, metavar="FILE", help="also write the tables into this Markdown file, between its markers")
+    bench.add_argument(
+        "--update",
+        type=Path,
+        metavar="FILE",
+        help="also write the tables into this Markdown file, between its markers",
+    )
 
     operations = commands.add_parser(
-        "bench-ops", help="the custom operations beside plain PyTorch and torch.compile; see vtlite/bench_ops.py"
+        "bench-ops",
+        help="the custom operations beside plain PyTorch and torch.compile; see vtlite/bench_ops.py",
     )
     operations.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
-    operations.add_argument("--json", type=Path, help="write the table with the device and the versions")
+    operations.add_argument(
+        "--json", type=Path, help="write the table with the device and the versions"
+    )
     operations.add_argument("--ops", help="comma-separated names (default: all)")
-    operations.add_argument("--repeats", type=int, help="rounds, each way once a round (default: 25, on a GPU 50)")
-    operations.add_argument("--tiny", action="store_true", help="a smoke test: small sizes, no torch.compile, times that mean nothing")
+    operations.add_argument(
+        "--repeats", type=int, help="rounds, each way once a round (default: 25, on a GPU 50)"
+    )
+    operations.add_argument(
+        "--tiny",
+        action="store_true",
+        help="a smoke test: small sizes, no torch.compile, times that mean nothing",
+    )
     kind = operations.add_mutually_exclusive_group()
-    kind.add_argument("--models", action="store_true", help="training steps of whole ViTs instead of single operations")
-    kind.add_argument("--estimate", action="store_true", help="count bytes and arithmetic; run nothing, time nothing")
+    kind.add_argument(
+        "--models",
+        action="store_true",
+        help="training steps of whole ViTs instead of single operations",
+    )
+    kind.add_argument(
+        "--estimate",
+        action="store_true",
+        help="count bytes and arithmetic; run nothing, time nothing",
+    )
 
-    classroom = commands.add_parser("classroom", help="make exercises from solutions, and grade what came back")
+    classroom = commands.add_parser(
+        "classroom", help="make exercises from solutions, and grade what came back"
+    )
     actions = classroom.add_subparsers(dest="action", required=True, metavar="ACTION")
     release = actions.add_parser("release", help="make exercises/ from solutions/")
-    release.add_argument("--check", action="store_true", help="write nothing; fail if an exercise is not what its solution gives")
+    release.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; fail if an exercise is not what its solution gives",
+    )
     release.add_argument("--exercises", type=Path, default=Path("exercises"))
-    grade = actions.add_parser("grade", help="mark FOLDER/STUDENT/ASSIGNMENT.ipynb or FOLDER/STUDENT.ipynb; continues where it stopped")
+    grade = actions.add_parser(
+        "grade",
+        help="mark FOLDER/STUDENT/ASSIGNMENT.ipynb or FOLDER/STUDENT.ipynb; continues where it stopped",
+    )
     grade.add_argument("folder", type=Path)
-    grade.add_argument("-o", "--out", type=Path, default=Path("grades.csv"), help="feedback pages go to the folder of that name")
-    grade.add_argument("--assignment", default="", help="such as 02_fine_tuning; needed when files are named by student alone")
-    grade.add_argument("--seconds", type=int, default=180, help="for one submission (default: %(default)s)")
-    grade.add_argument("--cell-seconds", type=int, default=30, help="for one cell or check (default: %(default)s)")
-    grade.add_argument("--memory", type=int, default=4096, help="MB of data per process (default: %(default)s)")
-    grade.add_argument("--workers", type=int, default=2, help="submissions at a time (default: %(default)s)")
+    grade.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("grades.csv"),
+        help="feedback pages go to the folder of that name",
+    )
+    grade.add_argument(
+        "--assignment",
+        default="",
+        help="such as 02_fine_tuning; needed when files are named by student alone",
+    )
+    grade.add_argument(
+        "--seconds", type=int, default=180, help="for one submission (default: %(default)s)"
+    )
+    grade.add_argument(
+        "--cell-seconds", type=int, default=30, help="for one cell or check (default: %(default)s)"
+    )
+    grade.add_argument(
+        "--memory", type=int, default=4096, help="MB of data per process (default: %(default)s)"
+    )
+    grade.add_argument(
+        "--workers", type=int, default=2, help="submissions at a time (default: %(default)s)"
+    )
     for action in (release, grade):
         action.add_argument("--solutions", type=Path, default=Path("solutions"))
     return parser
@@ -97,7 +177,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: files that were finished are kept, none is half written", file=sys.stderr)
+        print(
+            "interrupted: files that were finished are kept, none is half written", file=sys.stderr
+        )
         return 130
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
@@ -147,7 +229,9 @@ def _classroom(arguments: argparse.Namespace) -> None:
         import nbclient  # noqa: F401
         import nbformat  # noqa: F401
     except ImportError as error:
-        raise VTError("the classroom needs nbclient and nbformat; install them with: pip install 'vtlite[classroom]'") from error
+        raise VTError(
+            "the classroom needs nbclient and nbformat; install them with: pip install 'vtlite[classroom]'"
+        ) from error
     if arguments.action == "release":
         from vtlite.classroom.release import release
 
@@ -158,7 +242,14 @@ def _classroom(arguments: argparse.Namespace) -> None:
 
     limits = Limits(arguments.seconds, arguments.cell_seconds, arguments.memory)
     print(f"limits: {what_holds(limits)}")
-    rows = grade(arguments.folder, arguments.out, arguments.solutions, arguments.assignment, limits, arguments.workers)
+    rows = grade(
+        arguments.folder,
+        arguments.out,
+        arguments.solutions,
+        arguments.assignment,
+        limits,
+        arguments.workers,
+    )
     for row in rows:
         print(f"{row['student']:20} {row['points']:5g} of {row['of']:g}  {row['status']}")
     print(f"written: {arguments.out} and a page per student in {arguments.out.with_suffix('')}")
@@ -175,14 +266,21 @@ def _bench(arguments: argparse.Namespace) -> None:
     entries = entries_of(arguments.group)
     runs = bench(arguments.results, arguments.workers, entries, tuple(arguments.task or TASKS))
     rows = summary([run for run in runs if run["entry"] in entries])
-    tables = {"accuracy": markdown(rows), "costs": costs_markdown(rows, costs(arguments.costs, entries))}
+    tables = {
+        "accuracy": markdown(rows),
+        "costs": costs_markdown(rows, costs(arguments.costs, entries)),
+    }
     print(*tables.values(), sep="\n\n")
     if arguments.update:
         from vtlite.show import write_between
 
-        tables = {f"{arguments.group or 'all'}-{name}": table for name, table in tables.items()}  # <!-- parameter-costs:begin -->
+        tables = {
+            f"{arguments.group or 'all'}-{name}": table for name, table in tables.items()
+        }  # <!-- parameter-costs:begin -->
         text = arguments.update.read_text(encoding="utf-8")
-        for name in [name for name in tables if f"<!-- {name}:begin -->" in text] or tables:  # without any, the first one says so
+        for name in [
+            name for name in tables if f"<!-- {name}:begin -->" in text
+        ] or tables:  # without any, the first one says so
             write_between(arguments.update, name, tables[name])
 
 
@@ -190,7 +288,9 @@ def _data(arguments: argparse.Namespace) -> None:
     if arguments.action == "build":
         from vtlite.data.build import ASSETS, build
 
-        for path in build(arguments.noto, arguments.twemoji, arguments.fashion, arguments.out or ASSETS):
+        for path in build(
+            arguments.noto, arguments.twemoji, arguments.fashion, arguments.out or ASSETS
+        ):
             print(f"{path} {path.stat().st_size:,} bytes")
         return
     from vtlite.data.tasks import TASKS, load_task
@@ -198,12 +298,17 @@ def _data(arguments: argparse.Namespace) -> None:
     if arguments.action == "list":
         for name in TASKS:
             task = load_task(name)
-            print(f"{name} ({task.group}): {task.description}; {task.num_classes} classes; {' + '.join(map(str, task.sizes))} images")
+            print(
+                f"{name} ({task.group}): {task.description}; {task.num_classes} classes; {' + '.join(map(str, task.sizes))} images"
+            )
         return
     from vtlite.plots import save_figure, show_task
 
     task = load_task(arguments.task)
-    path = arguments.figure or Path("out") / f"{arguments.task.replace(':', '-').replace('/', '-')}.png"
+    path = (
+        arguments.figure
+        or Path("out") / f"{arguments.task.replace(':', '-').replace('/', '-')}.png"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(show_task(task, rows=3), path)
     print(f"written: {path}")

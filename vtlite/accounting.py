@@ -1,6 +1,8 @@
-"""What a method costs: parameters, bytes on disk, arithmetic, memory kept for the backward pass, time.
+"""What a method costs: parameters, bytes on disk, arithmetic, memory kept for the backward pass,
+time.
 
-Times are noisy and belong to the machine they were taken on, so comparisons are made as ratios within one run.
+Times are noisy and belong to the machine they were taken on, so comparisons are made as ratios
+within one run.
 """
 
 from __future__ import annotations
@@ -44,17 +46,22 @@ def delta_size(model: Tuned) -> int:
 
 @torch.no_grad()
 def flops(model: nn.Module, images: Tensor) -> int:
-    """Floating-point operations of one forward pass over `images` (a multiply-add counts as two), as torch counts them."""
-    # The counter does not know the CPU's fused attention; the unfused one is made of matrix products, which it does know.
+    """Floating-point operations of one forward pass over `images` (a multiply-add counts as two),
+    as torch counts them."""
+    # The counter does not know the CPU's fused attention; the unfused one is made of matrix
+    # products, which it does know.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(images)
     return counter.get_total_flops()
 
 
 def kept_bytes(call: Callable[[], Tensor], own: Iterable[Tensor]) -> int:
-    """Bytes that the forward pass `call` keeps for the backward pass, the tensors in `own` (inputs, parameters) not counted."""
+    """Bytes that the forward pass `call` keeps for the backward pass, the tensors in `own` (inputs,
+    parameters) not counted."""
     mine = {t.untyped_storage()._cdata for t in own}
-    kept: dict[int, Tensor] = {}  # by storage, so that a tensor saved twice counts once; holding it keeps its address taken
+    kept: dict[
+        int, Tensor
+    ] = {}  # by storage, so that a tensor saved twice counts once; holding it keeps its address taken
 
     def pack(tensor: Tensor) -> Tensor:
         kept.setdefault(tensor.untyped_storage()._cdata, tensor)
@@ -67,21 +74,29 @@ def kept_bytes(call: Callable[[], Tensor], own: Iterable[Tensor]) -> int:
 
 
 def activation_memory(model: Tuned, images: Tensor, labels: Tensor) -> int:
-    """Bytes that one forward pass keeps for the backward pass, the parameters and the images themselves not counted."""
+    """Bytes that one forward pass keeps for the backward pass, the parameters and the images
+    themselves not counted."""
     training = model.training
     model.train()
-    kept = kept_bytes(lambda: model.method.loss(model, images, labels), (*model.parameters(), *model.buffers(), images, labels))
+    kept = kept_bytes(
+        lambda: model.method.loss(model, images, labels),
+        (*model.parameters(), *model.buffers(), images, labels),
+    )
     model.train(training)
     return kept
 
 
 def step_time(model: Tuned, images: Tensor, labels: Tensor, repeats: int = 7) -> float:
-    """Seconds of one training step (forward, backward, AdamW) on this batch, the median of `repeats`; `model` stays as it was."""
+    """Seconds of one training step (forward, backward, AdamW) on this batch, the median of
+    `repeats`; `model` stays as it was."""
     return statistics.median(_times(_step(model, images, labels), repeats)[0])
 
 
-def step_ratio(model: Tuned, reference: Tuned, images: Tensor, labels: Tensor, repeats: int = 15) -> float:
-    """How many times as long a training step of `model` takes as one of `reference`: the median of ratios measured in turns."""
+def step_ratio(
+    model: Tuned, reference: Tuned, images: Tensor, labels: Tensor, repeats: int = 15
+) -> float:
+    """How many times as long a training step of `model` takes as one of `reference`: the median of
+    ratios measured in turns."""
     ours, theirs = _times(_step(model, images, labels), repeats, _step(reference, images, labels))
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
@@ -99,22 +114,29 @@ def _step(model: Tuned, images: Tensor, labels: Tensor) -> Callable[[], None]:
 
 
 @torch.no_grad()
-def latency_ratio(model: nn.Module, reference: nn.Module, images: Tensor, repeats: int = 15) -> float:
-    """How many times as long `model` takes as `reference` for one forward pass: the median of ratios measured in turns."""
+def latency_ratio(
+    model: nn.Module, reference: nn.Module, images: Tensor, repeats: int = 15
+) -> float:
+    """How many times as long `model` takes as `reference` for one forward pass: the median of
+    ratios measured in turns."""
     ours, theirs = _times(lambda: model(images), repeats, lambda: reference(images))
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def without_method(model: Tuned) -> nn.Module:
-    """What is deployed: the merged backbone where the method allows it, the tuned model where it does not."""
+    """What is deployed: the merged backbone where the method allows it, the tuned model where it
+    does not."""
     try:
         return merge(model)
     except VTError:
         return model
 
 
-def _times(call: Callable[[], object], repeats: int, other: Callable[[], object] | None = None) -> tuple[list[float], list[float]]:
-    """Seconds of each of `repeats` calls, and of `other` called in turns with it, after one warm-up of both."""
+def _times(
+    call: Callable[[], object], repeats: int, other: Callable[[], object] | None = None
+) -> tuple[list[float], list[float]]:
+    """Seconds of each of `repeats` calls, and of `other` called in turns with it, after one warm-up
+    of both."""
     calls = [call] if other is None else [call, other]
     taken: list[list[float]] = [[], []]
     for i in range(repeats + 1):

@@ -1,8 +1,11 @@
-"""`python -m vtlite bench`: every method on every embedded task, three seeds, learning rates chosen on validation data.
+"""`python -m vtlite bench`: every method on every embedded task, three seeds, learning rates chosen
+on validation data.
 
-The protocol of the field (VTAB-1k): for each method and task, the learning rate with the best accuracy on the 200 validation images after
-training on the 800 training images; then training on all 1,000 with each of three seeds, and one look at the test images each.
-Every finished run is kept in the results file at once, so a stopped benchmark continues where it was; so is every row of costs.
+The protocol of the field (VTAB-1k): for each method and task, the learning rate with the best
+accuracy on the 200 validation images after training on the 800 training images; then training on
+all 1,000 with each of three seeds, and one look at the test images each. Every finished run is kept
+in the results file at once, so a stopped benchmark continues where it was; so is every row of
+costs.
 """
 
 from __future__ import annotations
@@ -21,7 +24,13 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from vtlite.accounting import activation_memory, delta_size, latency_ratio, step_ratio, without_method
+from vtlite.accounting import (
+    activation_memory,
+    delta_size,
+    latency_ratio,
+    step_ratio,
+    without_method,
+)
 from vtlite.backbones import create_backbone, load_backbone
 from vtlite.data.tasks import TASKS, ImageDataset, Task, load_task
 from vtlite.methods.base import Backbone, find_method
@@ -32,22 +41,36 @@ from vtlite.tuning import Tuned, count_parameters, tune
 
 SEEDS = (0, 1, 2)
 EPOCHS = 15
-# Low for what trains many numbers, high for what trains few. What still chose the largest of its grid is named in benchmarks/README.md.
-LOW_LRS, MIDDLE_LRS, HIGH_LRS = (2e-4, 6e-4, 2e-3, 6e-3), (1e-3, 3e-3, 1e-2, 3e-2), (3e-3, 1e-2, 3e-2, 1e-1)
+# Low for what trains many numbers, high for what trains few. What still chose the largest of its
+# grid is named in benchmarks/README.md.
+LOW_LRS, MIDDLE_LRS, HIGH_LRS = (
+    (2e-4, 6e-4, 2e-3, 6e-3),
+    (1e-3, 3e-3, 1e-2, 3e-2),
+    (3e-3, 1e-2, 3e-2, 1e-1),
+)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the table: a method, where its backbone's weights come from, and the learning rates to choose from."""
+    """One line of the table: a method, where its backbone's weights come from, and the learning
+    rates to choose from."""
 
     method: str
-    weights: str = "vtlite-tiny"  # "random": the same architecture untrained; "pixels": no backbone at all
+    weights: str = (
+        "vtlite-tiny"  # "random": the same architecture untrained; "pixels": no backbone at all
+    )
     lrs: tuple[float, ...] = MIDDLE_LRS
     settings: dict[str, Any] = field(default_factory=dict)  # other than the tour's
 
     def tuned(self, num_classes: int, seed: int = 0) -> Tuned:
         """The method on its backbone, with the tour's settings but for the entry's own."""
-        return tune(_backbone(self.weights), self.method, num_classes, seed, **{**SMALL.get(self.method, {}), **self.settings})
+        return tune(
+            _backbone(self.weights),
+            self.method,
+            num_classes,
+            seed,
+            **{**SMALL.get(self.method, {}), **self.settings},
+        )
 
 
 ENTRIES = {
@@ -85,7 +108,8 @@ ENTRIES = {
 
 
 def run_cell(name: str, task_name: str, lr: float, seed: int, final: bool) -> dict[str, Any]:
-    """One training run: accuracy on the validation images, or on the test images after training on all 1,000 (`final`).
+    """One training run: accuracy on the validation images, or on the test images after training on
+    all 1,000 (`final`).
 
     A run that diverges has accuracy 0.
     """
@@ -94,7 +118,10 @@ def run_cell(name: str, task_name: str, lr: float, seed: int, final: bool) -> di
     assert isinstance(task.train, ImageDataset)
     assert isinstance(task.val, ImageDataset)
     if final:
-        both = ImageDataset(torch.cat([task.train.images, task.val.images]), torch.cat([task.train.labels, task.val.labels]))
+        both = ImageDataset(
+            torch.cat([task.train.images, task.val.images]),
+            torch.cat([task.train.labels, task.val.labels]),
+        )
         train, held_out = both, task.test
     else:
         train, held_out = task.train, task.val
@@ -106,9 +133,19 @@ def run_cell(name: str, task_name: str, lr: float, seed: int, final: bool) -> di
             fit(model, train, epochs=EPOCHS, lr=lr, seed=seed, progress=False)
             accuracy = evaluate(model, held_out)["accuracy"]
         except Diverged:
-            accuracy = 0.0  # the largest learning rate of a grid may be too large: a result like any other
+            accuracy = (
+                0.0  # the largest learning rate of a grid may be too large: a result like any other
+            )
         trainable = count_parameters(model)[0]  # now: some methods choose what trains from the data
-    return {"entry": name, "task": task_name, "lr": lr, "seed": seed, "final": final, "accuracy": accuracy, "trainable": trainable}
+    return {
+        "entry": name,
+        "task": task_name,
+        "lr": lr,
+        "seed": seed,
+        "final": final,
+        "accuracy": accuracy,
+        "trainable": trainable,
+    }
 
 
 @cache
@@ -121,15 +158,21 @@ def _backbone(weights: str) -> Backbone:
 
 
 def _pixels(train: ImageDataset, test: Any, task: Task, strength: float) -> tuple[float, int]:
-    """Logistic regression on raw pixels; `strength` is scikit-learn's C, chosen like a learning rate."""
+    """Logistic regression on raw pixels; `strength` is scikit-learn's C, chosen like a learning
+    rate."""
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=strength, max_iter=1000).fit(train.images.flatten(1).numpy() / 255, train.labels.numpy())
-    return float(model.score(test.images.flatten(1).numpy() / 255, test.labels.numpy())), model.coef_.size + len(task.classes)
+    model = LogisticRegression(C=strength, max_iter=1000).fit(
+        train.images.flatten(1).numpy() / 255, train.labels.numpy()
+    )
+    return float(
+        model.score(test.images.flatten(1).numpy() / 255, test.labels.numpy())
+    ), model.coef_.size + len(task.classes)
 
 
 def entries_of(group: str | None) -> tuple[str, ...]:
-    """The entries of one of the survey's groups and, to compare with, full fine-tuning and a linear probe; all of them for None."""
+    """The entries of one of the survey's groups and, to compare with, full fine-tuning and a linear
+    probe; all of them for None."""
     if group is None:
         return tuple(ENTRIES)
     groups = {name: find_method(entry.method).key.split("/")[0] for name, entry in ENTRIES.items()}
@@ -139,18 +182,27 @@ def entries_of(group: str | None) -> tuple[str, ...]:
 
 
 def bench(
-    results: Path, workers: int = 2, entries: tuple[str, ...] = tuple(ENTRIES), tasks: tuple[str, ...] = TASKS
+    results: Path,
+    workers: int = 2,
+    entries: tuple[str, ...] = tuple(ENTRIES),
+    tasks: tuple[str, ...] = TASKS,
 ) -> list[dict[str, Any]]:
     """Run what `results` (JSON) lacks, `workers` processes of one thread each, and return all runs.
 
-    Task by task, so that a benchmark that was stopped has whole tasks: first the choice for every entry, then the final runs.
+    Task by task, so that a benchmark that was stopped has whole tasks: first the choice for every
+    entry, then the final runs.
     """
     runs: list[dict[str, Any]] = _read(results)
     done = {_key(run) for run in runs}
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for task in tasks:
             for final in (False, True):
-                wanted = [key for name in entries for key in _wanted(name, task, final, runs) if key not in done]
+                wanted = [
+                    key
+                    for name in entries
+                    for key in _wanted(name, task, final, runs)
+                    if key not in done
+                ]
                 futures = [pool.submit(run_cell, *key) for key in wanted]
                 doing = f"{task}: {'final runs' if final else 'choosing on validation data'}"
                 for future in tqdm(as_completed(futures), total=len(futures), desc=doing):
@@ -160,14 +212,18 @@ def bench(
 
 
 def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
-    """What each method costs on the embedded backbone, one row per entry, added to those in `path` (JSON) as soon as it is measured.
+    """What each method costs on the embedded backbone, one row per entry, added to those in `path`
+    (JSON) as soon as it is measured.
 
-    Bytes and numbers are exact. Times are ratios measured in turns: a training step to one of full fine-tuning, a forward pass of the
-    merged model (where it merges) to one of the untouched backbone.
+    Bytes and numbers are exact. Times are ratios measured in turns: a training step to one of full
+    fine-tuning, a forward pass of the merged model (where it merges) to one of the untouched
+    backbone.
     """
     rows = _read(path)
     done = {row["entry"] for row in rows}
-    wanted = [name for name in entries if ENTRIES[name].weights == "vtlite-tiny" and name not in done]
+    wanted = [
+        name for name in entries if ENTRIES[name].weights == "vtlite-tiny" and name not in done
+    ]
     if not wanted:
         return rows
     task = load_task("twemoji")
@@ -177,27 +233,33 @@ def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
         model = ENTRIES[name].tuned(task.num_classes)
         model.method.prepare(model, task.train)
         deployed = without_method(model)
-        rows.append({
-            "entry": name,
-            "method": model.method.key,
-            "trainable": count_parameters(model)[0],
-            "delta_bytes": delta_size(model),
-            "activation_bytes": activation_memory(model, images, labels),
-            "step_ratio": step_ratio(model, full, images, labels),
-            "latency_ratio": latency_ratio(deployed, plain, images),
-            "merged": deployed is not model,
-        })  # fmt: skip
+        rows.append(
+            {
+                "entry": name,
+                "method": model.method.key,
+                "trainable": count_parameters(model)[0],
+                "delta_bytes": delta_size(model),
+                "activation_bytes": activation_memory(model, images, labels),
+                "step_ratio": step_ratio(model, full, images, labels),
+                "latency_ratio": latency_ratio(deployed, plain, images),
+                "merged": deployed is not model,
+            }
+        )
         _write(path, rows)
     return rows
 
 
 def chosen_lr(name: str, task: str, runs: list[dict[str, Any]]) -> float:
     """The learning rate with the best validation accuracy; the smaller one in a tie."""
-    found = [run for run in runs if (run["entry"], run["task"], run["final"]) == (name, task, False)]
+    found = [
+        run for run in runs if (run["entry"], run["task"], run["final"]) == (name, task, False)
+    ]
     return min(found, key=lambda run: (-run["accuracy"], run["lr"]))["lr"]
 
 
-def _wanted(name: str, task: str, final: bool, runs: list[dict[str, Any]]) -> list[tuple[str, str, float, int, bool]]:
+def _wanted(
+    name: str, task: str, final: bool, runs: list[dict[str, Any]]
+) -> list[tuple[str, str, float, int, bool]]:
     if not final:
         return [(name, task, lr, SEEDS[0], False) for lr in ENTRIES[name].lrs]
     return [(name, task, chosen_lr(name, task, runs), seed, True) for seed in SEEDS]
@@ -213,7 +275,9 @@ def _read(results: Path) -> list[dict[str, Any]]:
     try:
         return json.loads(results.read_text())
     except json.JSONDecodeError as error:
-        raise VTError(f"{results} is not a results file ({error}); delete it or give another path") from error
+        raise VTError(
+            f"{results} is not a results file ({error}); delete it or give another path"
+        ) from error
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -222,13 +286,19 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per entry: mean test accuracy and standard deviation over seeds per task, and the mean over tasks (each over its seeds).
+    """One row per entry: mean test accuracy and standard deviation over seeds per task, and the
+    mean over tasks (each over its seeds).
 
-    Left out are final runs at a learning rate that another has replaced, since its grid was widened, and tasks that some entry lacks: a
-    mean is compared with others over the same tasks.
+    Left out are final runs at a learning rate that another has replaced, since its grid was
+    widened, and tasks that some entry lacks: a mean is compared with others over the same tasks.
     """
-    chosen = {pair: chosen_lr(*pair, runs) for pair in {(run["entry"], run["task"]) for run in runs if run["final"]}}
-    finals = [run for run in runs if run["final"] and run["lr"] == chosen[run["entry"], run["task"]]]
+    chosen = {
+        pair: chosen_lr(*pair, runs)
+        for pair in {(run["entry"], run["task"]) for run in runs if run["final"]}
+    }
+    finals = [
+        run for run in runs if run["final"] and run["lr"] == chosen[run["entry"], run["task"]]
+    ]
     seen = {(run["entry"], run["task"]) for run in finals}
     tasks = [task for task in TASKS if all((name, task) in seen for name, _ in seen)]
     rows = []
@@ -237,24 +307,35 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not own:  # or no task is whole yet
             continue
         per_task = {task: [run["accuracy"] for run in own if run["task"] == task] for task in tasks}
-        per_seed = [statistics.mean(run["accuracy"] for run in own if run["seed"] == seed) for seed in {run["seed"] for run in own}]
-        rows.append({
-            "entry": name,
-            "method": entry.method,
-            "weights": entry.weights,
-            "trainable": round(statistics.mean(run["trainable"] for run in own)),
-            "tasks": {task: (statistics.mean(values), statistics.pstdev(values)) for task, values in per_task.items()},
-            "mean": statistics.mean(per_seed),
-            "spread": statistics.pstdev(per_seed),
-            "lrs": {task: chosen[name, task] for task in tasks},
-        })  # fmt: skip
+        per_seed = [
+            statistics.mean(run["accuracy"] for run in own if run["seed"] == seed)
+            for seed in {run["seed"] for run in own}
+        ]
+        rows.append(
+            {
+                "entry": name,
+                "method": entry.method,
+                "weights": entry.weights,
+                "trainable": round(statistics.mean(run["trainable"] for run in own)),
+                "tasks": {
+                    task: (statistics.mean(values), statistics.pstdev(values))
+                    for task, values in per_task.items()
+                },
+                "mean": statistics.mean(per_seed),
+                "spread": statistics.pstdev(per_seed),
+                "lrs": {task: chosen[name, task] for task in tasks},
+            }
+        )
     return rows
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The summary as a Markdown table: accuracies in per cent, mean and spread over seeds."""
     tasks = rows[0]["tasks"] if rows else ()
-    lines = ["| | trainable | " + " | ".join(tasks) + " | mean |", "|---|---:|" + "---:|" * (len(tasks) + 1)]
+    lines = [
+        "| | trainable | " + " | ".join(tasks) + " | mean |",
+        "|---|---:|" + "---:|" * (len(tasks) + 1),
+    ]
     for row in rows:
         cells = [f"{100 * m:.1f} ± {100 * s:.1f}" for m, s in row["tasks"].values()]
         lines.append(
@@ -264,9 +345,13 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def costs_markdown(rows: list[dict[str, Any]], costs: list[dict[str, Any]]) -> str:
-    """Accuracy beside every cost as a Markdown table, the most accurate first; a latency with a star is that of an unmerged model."""
+    """Accuracy beside every cost as a Markdown table, the most accurate first; a latency with a
+    star is that of an unmerged model."""
     found = {row["entry"]: row for row in costs}
-    lines = ["| | mean accuracy | trainable | delta | step | activations | latency |", "|---|---:|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| | mean accuracy | trainable | delta | step | activations | latency |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for row in sorted((row for row in rows if row["entry"] in found), key=lambda row: -row["mean"]):
         cost = found[row["entry"]]
         lines.append(

@@ -1,4 +1,5 @@
-"""Every figure, drawn from result rows; one colour and marker per group of the taxonomy, safe for colour-blind readers."""
+"""Every figure, drawn from result rows; one colour and marker per group of the taxonomy, safe for
+colour-blind readers."""
 
 from __future__ import annotations
 
@@ -37,19 +38,35 @@ GROUP_LABEL = {
     "remapping": "remapping tuning",
 }
 _LINES = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#999999")
-# Where the name of a point may be, in points from it, the best first, and which side of it is fixed there.
+# Where the name of a point may be, in points from it, the best first, and which side of it is fixed
+# there.
 _NAME_PLACES = (
-    ((8, 0), "left"), ((-8, 0), "right"), ((0, 10), "center"), ((0, -10), "center"), ((6, 10), "left"), ((6, -10), "left"), ((-6, 10), "right"),
-    ((-6, -10), "right"), ((0, 20), "center"), ((0, -20), "center"), ((8, 20), "left"), ((8, -20), "left"), ((-8, 20), "right"), ((-8, -20), "right"),
-)  # fmt: skip
+    ((8, 0), "left"),
+    ((-8, 0), "right"),
+    ((0, 10), "center"),
+    ((0, -10), "center"),
+    ((6, 10), "left"),
+    ((6, -10), "left"),
+    ((-6, 10), "right"),
+    ((-6, -10), "right"),
+    ((0, 20), "center"),
+    ((0, -20), "center"),
+    ((8, 20), "left"),
+    ((8, -20), "left"),
+    ((-8, 20), "right"),
+    ((-8, -20), "right"),
+)
 _TRAINED = "#8CC8F0"  # a pale blue that black text stands out from
 
 
-def accuracy_over_parameters(rows: Sequence[Row], title: str = "", ax: Axes | None = None) -> Figure:
+def accuracy_over_parameters(
+    rows: Sequence[Row], title: str = "", ax: Axes | None = None
+) -> Figure:
     """The figure that everyone in this field draws: accuracy over trainable parameters, log axis.
 
-    `rows` have "method" (a key of METHODS), "trainable" and "accuracy" in [0, 1]; a row with "spread" gets an error bar of that half height.
-    A dashed line marks full fine-tuning where it is among them.
+    `rows` have "method" (a key of METHODS), "trainable" and "accuracy" in [0, 1]; a row with
+    "spread" gets an error bar of that half height. A dashed line marks full fine-tuning where it is
+    among them.
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
@@ -60,26 +77,44 @@ def accuracy_over_parameters(rows: Sequence[Row], title: str = "", ax: Axes | No
         label = None if group in seen else GROUP_LABEL[group]
         seen.add(group)
         ax.errorbar(
-            row["trainable"], 100 * row["accuracy"], 100 * row.get("spread", 0), fmt=marker, color=colour, ms=8, capsize=3, label=label
+            row["trainable"],
+            100 * row["accuracy"],
+            100 * row.get("spread", 0),
+            fmt=marker,
+            color=colour,
+            ms=8,
+            capsize=3,
+            label=label,
         )
         if row["method"] == "finetuning/full":
             ax.axhline(100 * row["accuracy"], color=colour, lw=0.8, ls="--", zorder=0)
-    ax.set(xscale="log", xlabel="trainable parameters (head included)", ylabel="test accuracy (%)", title=title)
+    ax.set(
+        xscale="log",
+        xlabel="trainable parameters (head included)",
+        ylabel="test accuracy (%)",
+        title=title,
+    )
     ax.margins(0.14, 0.14)
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8, loc="best")
-    _name_points(ax, [(row["trainable"], 100 * row["accuracy"], row["method"].split("/")[-1]) for row in rows])
+    _name_points(
+        ax,
+        [(row["trainable"], 100 * row["accuracy"], row["method"].split("/")[-1]) for row in rows],
+    )
     return _figure(ax)
 
 
 def _name_points(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write each name beside its point (x, y, name): at the first place where it covers no other name or point, else at the right."""
+    """Write each name beside its point (x, y, name): at the first place where it covers no other
+    name or point, else at the right."""
     figure = _figure(ax)
     figure.canvas.draw()  # only now it is known where on the page points lie
     at = [ax.transData.transform(point[:2]) for point in points]
     taken = [Bbox([centre - 4, centre + 4]) for centre in at]
     for x, y, name in points:
-        text = ax.annotate(name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=9, va="center")
+        text = ax.annotate(
+            name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=9, va="center"
+        )
         for place, side in (*_NAME_PLACES, _NAME_PLACES[0]):
             text.xyann = place
             text.set(ha=side)
@@ -91,7 +126,9 @@ def _name_points(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
 
 def show_task(task: Task, columns: int = 10, rows: int = 1) -> Figure:
     """The first training images of a task with their class names."""
-    figure, axes = plt.subplots(rows, columns, figsize=(1.15 * columns, 1.4 * rows), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.15 * columns, 1.4 * rows), layout="constrained", squeeze=False
+    )
     for i, ax in enumerate(axes.flat):
         image, label = task.train[i]
         ax.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy())
@@ -118,12 +155,23 @@ def bars(
     return _figure(ax)
 
 
-def learning_curves(histories: dict[str, list[dict[str, float]]], value: str = "val_accuracy", title: str = "") -> Figure:
+def learning_curves(
+    histories: dict[str, list[dict[str, float]]], value: str = "val_accuracy", title: str = ""
+) -> Figure:
     """One line per history of `fit`: `value` over epochs."""
     figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
-    for i, (name, history) in enumerate(histories.items()):  # colour and marker differ, so that neither is needed
+    for i, (name, history) in enumerate(
+        histories.items()
+    ):  # colour and marker differ, so that neither is needed
         colour, marker = _LINES[i % len(_LINES)], "os^DvPX*"[i % 8]
-        ax.plot([row["epoch"] for row in history], [row[value] for row in history], marker=marker, ms=4, color=colour, label=name)
+        ax.plot(
+            [row["epoch"] for row in history],
+            [row[value] for row in history],
+            marker=marker,
+            ms=4,
+            color=colour,
+            label=name,
+        )
     ax.set(xlabel="epoch", ylabel=value.replace("_", " "), title=title)
     ax.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside right upper", frameon=False)
@@ -134,32 +182,66 @@ def lines(values: dict[str, Sequence[float]], xlabel: str, ylabel: str, first: i
     """One line per name; x counts from `first`."""
     figure, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
     for i, (name, y) in enumerate(values.items()):
-        ax.plot(range(first, first + len(y)), list(y), marker="os^DvPX*"[i % 8], ms=4, color=_LINES[i % len(_LINES)], label=name)
+        ax.plot(
+            range(first, first + len(y)),
+            list(y),
+            marker="os^DvPX*"[i % 8],
+            ms=4,
+            color=_LINES[i % len(_LINES)],
+            label=name,
+        )
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside right upper", frameon=False)
     return figure
 
 
-def heatmap(values: Tensor, rows: Sequence[str], columns: Sequence[str], label: str, numbers: bool = False) -> Figure:
-    """Values [rows, columns] as shades from zero to the greatest; `numbers` writes each value into its cell."""
-    figure, ax = plt.subplots(figsize=(1.0 * len(columns) + 2, 0.36 * len(rows) + 1.1), layout="constrained")
+def heatmap(
+    values: Tensor, rows: Sequence[str], columns: Sequence[str], label: str, numbers: bool = False
+) -> Figure:
+    """Values [rows, columns] as shades from zero to the greatest; `numbers` writes each value into
+    its cell."""
+    figure, ax = plt.subplots(
+        figsize=(1.0 * len(columns) + 2, 0.36 * len(rows) + 1.1), layout="constrained"
+    )
     drawn = ax.imshow(values.numpy(), cmap="cividis", vmin=0, aspect="auto")
-    ax.set(xticks=range(len(columns)), xticklabels=list(columns), yticks=range(len(rows)), yticklabels=list(rows))
+    ax.set(
+        xticks=range(len(columns)),
+        xticklabels=list(columns),
+        yticks=range(len(rows)),
+        yticklabels=list(rows),
+    )
     if numbers:
         for (row, column), value in np.ndenumerate(values.numpy()):
             light = value < float(values.max()) / 2
-            ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if light else "black")
+            ax.text(
+                column,
+                row,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if light else "black",
+            )
     figure.colorbar(drawn, label=label)
     return figure
 
 
 def tuning_idea() -> Figure:
-    """The survey's subject in one picture: a backbone trained once on much data, and re-used on a task by training little."""
+    """The survey's subject in one picture: a backbone trained once on much data, and re-used on a
+    task by training little."""
     figure, ax = plt.subplots(figsize=(8.5, 2.9), layout="constrained")
     rows = (
-        (1.5, ("many images,\nupstream labels", r"backbone $f_\theta$", "upstream head"), ("white", _TRAINED, _TRAINED)),
-        (0.0, ("few images,\ntask labels", r"same backbone $f_{\theta_0}$", r"new head $g_w$"), ("white", "#DDDDDD", _TRAINED)),
+        (
+            1.5,
+            ("many images,\nupstream labels", r"backbone $f_\theta$", "upstream head"),
+            ("white", _TRAINED, _TRAINED),
+        ),
+        (
+            0.0,
+            ("few images,\ntask labels", r"same backbone $f_{\theta_0}$", r"new head $g_w$"),
+            ("white", "#DDDDDD", _TRAINED),
+        ),
     )
     for y, texts, colours in rows:
         for x, text, colour in zip((0, 2.6, 5.2), texts, colours, strict=True):
@@ -177,18 +259,29 @@ def tuning_idea() -> Figure:
 
 
 def five_groups() -> Figure:
-    """What trains in each of the survey's five groups: a frozen network is grey, what trains is blue."""
+    """What trains in each of the survey's five groups: a frozen network is grey, what trains is
+    blue."""
     figure, axes = plt.subplots(1, 5, figsize=(10, 3.1), layout="constrained")
     for ax, group in zip(axes, GROUP_STYLE, strict=True):
         student = group == "remapping"
         for i in range(3):
-            _box(ax, 0, 1 + 1.1 * i, 1.6, 0.8, "block", _TRAINED if group == "finetuning" else "#DDDDDD")
+            _box(
+                ax,
+                0,
+                1 + 1.1 * i,
+                1.6,
+                0.8,
+                "block",
+                _TRAINED if group == "finetuning" else "#DDDDDD",
+            )
             if group == "prompt":
                 _box(ax, 1.75, 1.15 + 1.1 * i, 0.45, 0.5, "P", _TRAINED)
             elif group == "adapter":
                 _box(ax, 1.75, 1.2 + 1.1 * i, 0.9, 0.4, "bottleneck", _TRAINED, fontsize=6)
             elif group == "parameter":
-                ax.add_patch(Rectangle((1.25, 1 + 1.1 * i), 0.35, 0.8, facecolor=_TRAINED, edgecolor="black"))
+                ax.add_patch(
+                    Rectangle((1.25, 1 + 1.1 * i), 0.35, 0.8, facecolor=_TRAINED, edgecolor="black")
+                )
                 ax.text(1.425, 1.4 + 1.1 * i, r"$\Delta$", ha="center", va="center", fontsize=8)
         if student:
             _box(ax, 2.3, 1, 1.0, 0.8, "block", _TRAINED)
@@ -202,20 +295,46 @@ def five_groups() -> Figure:
     return figure
 
 
-# Method -> formula, and its factors as (name, width, height, who owns it); one unit is an eighth of the width D of the layer.
+# Method -> formula, and its factors as (name, width, height, who owns it); one unit is an eighth of
+# the width D of the layer.
 _FACTORS: dict[str, tuple[str, tuple[tuple[str, float, float, str], ...]]] = {
     "LoRA": (r"$B\,A$", (("B", 1, 8, "layer"), ("A", 8, 1, "layer"))),
     "KronA": (r"$A \otimes B$", (("A", 2.6, 2.6, "layer"), ("B", 3, 3, "layer"))),
-    "KAdaptation": (r"$\sum_i a_i^L a_i^R \otimes u_i v_i^\top$", (
-        ("$a_i$", 2, 2, "shared"), ("$u_i$", 0.5, 4, "layer"), ("$v_i$", 4, 0.5, "layer"))),
-    "Compacter": (r"$\sum_i A_i \otimes s_i t_i$", (("$A_i$", 2, 2, "shared"), ("$s_i$", 0.5, 4, "layer"), ("$t_i$", 4, 0.5, "layer"))),
-    "FacT-TT": (r"$U\,S_l\,V$", (("U", 2, 8, "shared"), ("$S_l$", 2, 2, "layer"), ("V", 8, 2, "shared"))),
-    "FacT-TK": (r"$U\,(C \cdot p_l)\,V$", (
-        ("U", 2, 8, "shared"), ("C", 2, 2, "shared"), ("$p_l$", 0.5, 2, "layer"), ("V", 8, 2, "shared"))),
-    "Aurora": (r"$U\,\mathrm{diag}(\lambda\,p_l)\,V$", (("U", 2, 8, "shared"), ("$p_l$", 0.5, 2, "layer"), ("V", 8, 2, "shared"))),
-    "VeRA": (r"$\mathrm{diag}(b_l)\,B\,\mathrm{diag}(d_l)\,A$", (
-        ("$b_l$", 0.5, 8, "layer"), ("B", 3, 8, "random"), ("$d_l$", 0.5, 3, "layer"), ("A", 8, 3, "random"))),
-}  # fmt: skip
+    "KAdaptation": (
+        r"$\sum_i a_i^L a_i^R \otimes u_i v_i^\top$",
+        (("$a_i$", 2, 2, "shared"), ("$u_i$", 0.5, 4, "layer"), ("$v_i$", 4, 0.5, "layer")),
+    ),
+    "Compacter": (
+        r"$\sum_i A_i \otimes s_i t_i$",
+        (("$A_i$", 2, 2, "shared"), ("$s_i$", 0.5, 4, "layer"), ("$t_i$", 4, 0.5, "layer")),
+    ),
+    "FacT-TT": (
+        r"$U\,S_l\,V$",
+        (("U", 2, 8, "shared"), ("$S_l$", 2, 2, "layer"), ("V", 8, 2, "shared")),
+    ),
+    "FacT-TK": (
+        r"$U\,(C \cdot p_l)\,V$",
+        (
+            ("U", 2, 8, "shared"),
+            ("C", 2, 2, "shared"),
+            ("$p_l$", 0.5, 2, "layer"),
+            ("V", 8, 2, "shared"),
+        ),
+    ),
+    "Aurora": (
+        r"$U\,\mathrm{diag}(\lambda\,p_l)\,V$",
+        (("U", 2, 8, "shared"), ("$p_l$", 0.5, 2, "layer"), ("V", 8, 2, "shared")),
+    ),
+    "VeRA": (
+        r"$\mathrm{diag}(b_l)\,B\,\mathrm{diag}(d_l)\,A$",
+        (
+            ("$b_l$", 0.5, 8, "layer"),
+            ("B", 3, 8, "random"),
+            ("$d_l$", 0.5, 3, "layer"),
+            ("A", 8, 3, "random"),
+        ),
+    ),
+}
 _OWNERS = {
     "layer": ("#8CC8F0", "", "one per layer"),
     "shared": ("#F5C77E", "", "shared by all layers"),
@@ -224,26 +343,47 @@ _OWNERS = {
 
 
 def update_families() -> Figure:
-    """What the change of one D x D matrix is made of in each method, and which factor belongs to whom."""
+    """What the change of one D x D matrix is made of in each method, and which factor belongs to
+    whom."""
     figure, axes = plt.subplots(2, 4, figsize=(11, 4.6), layout="constrained")
     for ax, (name, (formula, factors)) in zip(axes.flat, _FACTORS.items(), strict=True):
         left = 0.0
         for label, width, height, owner in factors:
             colour, hatch, _ = _OWNERS[owner]
-            ax.add_patch(Rectangle((left, -height / 2), width, height, facecolor=colour, edgecolor="black", hatch=hatch))
+            ax.add_patch(
+                Rectangle(
+                    (left, -height / 2),
+                    width,
+                    height,
+                    facecolor=colour,
+                    edgecolor="black",
+                    hatch=hatch,
+                )
+            )
             thin = width < 1 or height < 1  # no room inside
-            ax.text(left + width / 2, height / 2 + 0.3 if thin else 0, label, ha="center", va="bottom" if thin else "center", fontsize=9)
+            ax.text(
+                left + width / 2,
+                height / 2 + 0.3 if thin else 0,
+                label,
+                ha="center",
+                va="bottom" if thin else "center",
+                fontsize=9,
+            )
             left += width + 0.6
         ax.set(xlim=(-0.5, 15), ylim=(-4.2, 5.2), aspect="equal")
         ax.set_title(f"{name}: {formula}", fontsize=10)
         ax.axis("off")
-    handles = [Rectangle((0, 0), 1, 1, facecolor=c, edgecolor="black", hatch=h, label=label) for c, h, label in _OWNERS.values()]
+    handles = [
+        Rectangle((0, 0), 1, 1, facecolor=c, edgecolor="black", hatch=h, label=label)
+        for c, h, label in _OWNERS.values()
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
 def show_patches(image: Tensor, patch: int) -> Figure:
-    """An image [3, S, S] in [-1, 1], beside the row of patches that the ViT reads, numbered in its order."""
+    """An image [3, S, S] in [-1, 1], beside the row of patches that the ViT reads, numbered in its
+    order."""
     side = image.shape[-1] // patch
     figure = plt.figure(figsize=(8.5, 2.3), layout="constrained")
     parts: Any = figure.subfigures(1, 2, width_ratios=(1, 3))
@@ -251,25 +391,35 @@ def show_patches(image: Tensor, patch: int) -> Figure:
     _image(whole.subplots(), image)
     for i, ax in enumerate(right.subplots(2, side * side // 2).flat):
         row, column = divmod(i, side)
-        _image(ax, image[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch], title=str(i + 1))
+        _image(
+            ax,
+            image[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch],
+            title=str(i + 1),
+        )
     return figure
 
 
 def attention_maps(images: Tensor, maps: Tensor) -> Figure:
-    """Images [B, 3, S, S] above how much the class token attends to each patch, per head: maps [B, H, h, w] that sum to one."""
+    """Images [B, 3, S, S] above how much the class token attends to each patch, per head: maps [B,
+    H, h, w] that sum to one."""
     count, heads = maps.shape[:2]
-    figure, axes = plt.subplots(heads + 1, count, figsize=(1.25 * count + 1, 1.25 * (heads + 1)), layout="constrained")
+    figure, axes = plt.subplots(
+        heads + 1, count, figsize=(1.25 * count + 1, 1.25 * (heads + 1)), layout="constrained"
+    )
     for b in range(count):
         _image(axes[0, b], images[b])
         for h in range(heads):
-            drawn = axes[h + 1, b].imshow(maps[b, h].numpy(), vmin=0, vmax=float(maps.max()), cmap="cividis")
+            drawn = axes[h + 1, b].imshow(
+                maps[b, h].numpy(), vmin=0, vmax=float(maps.max()), cmap="cividis"
+            )
             axes[h + 1, b].set(xticks=[], yticks=[], ylabel=f"head {h + 1}" if b == 0 else "")
     figure.colorbar(drawn, ax=axes[1:], shrink=0.7, label="attention")
     return figure
 
 
 def position_similarity(similarity: Tensor) -> Figure:
-    """Cosine similarity [N, N] of the position vectors of N = h h patches: map i compares patch i with all patches."""
+    """Cosine similarity [N, N] of the position vectors of N = h h patches: map i compares patch i
+    with all patches."""
     side = round(len(similarity) ** 0.5)
     figure, axes = plt.subplots(side, side, figsize=(4.6, 4), layout="constrained")
     for i, ax in enumerate(axes.flat):
@@ -280,12 +430,15 @@ def position_similarity(similarity: Tensor) -> Figure:
 
 
 def neighbours(queries: Tensor, found: dict[str, tuple[Tensor, Tensor]]) -> Figure:
-    """Query images [B, 3, S, S] and, per space, their neighbours: images [B, k, 3, S, S] and whether the class is right [B, k].
+    """Query images [B, 3, S, S] and, per space, their neighbours: images [B, k, 3, S, S] and
+    whether the class is right [B, k].
 
     A neighbour of the right class has a thick frame, a wrong one is pale.
     """
     widths = [1, *(len(images[0]) for images, _ in found.values())]
-    figure = plt.figure(figsize=(0.62 * sum(widths) + 0.6, 0.72 * len(queries) + 0.4), layout="constrained")
+    figure = plt.figure(
+        figsize=(0.62 * sum(widths) + 0.6, 0.72 * len(queries) + 0.4), layout="constrained"
+    )
     parts: Any = figure.subfigures(1, len(widths), width_ratios=widths)
     for row, ax in enumerate(np.ravel(parts[0].subplots(len(queries), 1))):
         _image(ax, queries[row])
@@ -293,39 +446,85 @@ def neighbours(queries: Tensor, found: dict[str, tuple[Tensor, Tensor]]) -> Figu
     for part, (name, (images, right)) in zip(parts[1:], found.items(), strict=True):
         part.suptitle(name, fontsize=9)
         for (row, i), ax in np.ndenumerate(part.subplots(len(queries), images.shape[1])):
-            _image(ax, images[row, i], frame="#0072B2" if right[row, i] else None, alpha=1.0 if right[row, i] else 0.45)
+            _image(
+                ax,
+                images[row, i],
+                frame="#0072B2" if right[row, i] else None,
+                alpha=1.0 if right[row, i] else 0.45,
+            )
     return figure
 
 
-def grouped_bars(values: dict[str, dict[str, Sequence[float]]], ylabel: str, chance: dict[str, float] | None = None) -> Figure:
-    """`values[group][name]` are repeated measurements: bars of their means, one hatching per name, whiskers from least to greatest.
+def grouped_bars(
+    values: dict[str, dict[str, Sequence[float]]],
+    ylabel: str,
+    chance: dict[str, float] | None = None,
+) -> Figure:
+    """`values[group][name]` are repeated measurements: bars of their means, one hatching per name,
+    whiskers from least to greatest.
 
     `chance[group]` is marked by a dotted line across the group.
     """
     figure, ax = plt.subplots(figsize=(1.9 * len(values) + 1.5, 3.2), layout="constrained")
     names = list(next(iter(values.values())))
-    for i, (name, colour, hatch) in enumerate(zip(names, ("#BBBBBB", "#E69F00", "#0072B2", "#CC79A7"), ("", "//", "", ".."), strict=False)):
+    for i, (name, colour, hatch) in enumerate(
+        zip(names, ("#BBBBBB", "#E69F00", "#0072B2", "#CC79A7"), ("", "//", "", ".."), strict=False)
+    ):
         x = np.arange(len(values)) + (i - (len(names) - 1) / 2) * 0.8 / len(names)
         runs = [100 * np.asarray(group[name]) for group in values.values()]
         mean = np.array([r.mean() for r in runs])
         spread = np.array([[m - r.min(), r.max() - m] for m, r in zip(mean, runs, strict=True)]).T
-        drawn = ax.bar(x, mean, 0.75 / len(names), yerr=spread, color=colour, hatch=hatch, edgecolor="white", capsize=3, label=name)
+        drawn = ax.bar(
+            x,
+            mean,
+            0.75 / len(names),
+            yerr=spread,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            capsize=3,
+            label=name,
+        )
         ax.bar_label(drawn, fmt="%.0f", fontsize=8, padding=1)
     for i, group in enumerate(values):
         if chance:
-            ax.plot([i - 0.45, i + 0.45], [100 * chance[group]] * 2, ":k", lw=1.2, label=None if i else "chance")
+            ax.plot(
+                [i - 0.45, i + 0.45],
+                [100 * chance[group]] * 2,
+                ":k",
+                lw=1.2,
+                label=None if i else "chance",
+            )
     ax.set(xticks=range(len(values)), xticklabels=list(values), ylabel=ylabel)
     ax.spines[["top", "right"]].set_visible(False)
     figure.legend(fontsize=8, loc="outside upper center", ncols=len(names) + 1, frameon=False)
     return figure
 
 
-def accuracy_over_dimension(curves: dict[str, dict[int, float]], full: dict[str, float], chance: float) -> Figure:
-    """Accuracy over the number of trained dimensions, one curve per backbone; full fine-tuning of each is a dashed line."""
+def accuracy_over_dimension(
+    curves: dict[str, dict[int, float]], full: dict[str, float], chance: float
+) -> Figure:
+    """Accuracy over the number of trained dimensions, one curve per backbone; full fine-tuning of
+    each is a dashed line."""
     figure, ax = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
-    for (name, curve), colour, marker in zip(curves.items(), ("#0072B2", "#D55E00"), "os", strict=True):
-        ax.plot(list(curve), [100 * a for a in curve.values()], color=colour, marker=marker, label=f"{name}, d dimensions")
-        ax.axhline(100 * full[name], color=colour, ls="--", lw=1.2, marker=marker, label=f"{name}, full fine-tuning")
+    for (name, curve), colour, marker in zip(
+        curves.items(), ("#0072B2", "#D55E00"), "os", strict=True
+    ):
+        ax.plot(
+            list(curve),
+            [100 * a for a in curve.values()],
+            color=colour,
+            marker=marker,
+            label=f"{name}, d dimensions",
+        )
+        ax.axhline(
+            100 * full[name],
+            color=colour,
+            ls="--",
+            lw=1.2,
+            marker=marker,
+            label=f"{name}, full fine-tuning",
+        )
     ax.axhline(100 * chance, color="black", ls=":", lw=1, label="chance")
     ax.set(xscale="log", xlabel="trained dimensions d", ylabel="test accuracy (%)")
     ticks = list(next(iter(curves.values())))
@@ -350,12 +549,23 @@ def _figure(ax: Axes) -> Figure:
     return figure
 
 
-def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, colour: str, fontsize: int = 10) -> None:
+def _box(
+    ax: Axes,
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    text: str,
+    colour: str,
+    fontsize: int = 10,
+) -> None:
     ax.add_patch(Rectangle((x, y), width, height, facecolor=colour, edgecolor="black"))
     ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=fontsize)
 
 
-def _image(ax: Axes, image: Tensor, title: str = "", frame: str | None = None, alpha: float = 1.0) -> None:
+def _image(
+    ax: Axes, image: Tensor, title: str = "", frame: str | None = None, alpha: float = 1.0
+) -> None:
     """Draw [3, S, S] in [-1, 1] without ticks."""
     ax.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy(), alpha=alpha)
     ax.set(xticks=[], yticks=[])

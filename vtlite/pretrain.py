@@ -1,4 +1,5 @@
-"""`python -m vtlite pretrain`: make the embedded backbone again, from the embedded upstream images alone."""
+"""`python -m vtlite pretrain`: make the embedded backbone again, from the embedded upstream images
+alone."""
 
 from __future__ import annotations
 
@@ -37,12 +38,20 @@ Stored in half precision; load it with `vt.load_backbone("{name}")`.
 
 
 def pretrain(
-    name: str, out: Path, epochs: int, lr: float, seed: int = 0, batch_size: int = 64, weight_decay: float = 0.05, progress: bool = True
+    name: str,
+    out: Path,
+    epochs: int,
+    lr: float,
+    seed: int = 0,
+    batch_size: int = 64,
+    weight_decay: float = 0.05,
+    progress: bool = True,
 ) -> Tuned:
-    """Train the architecture `name` on the upstream images and write `out` (safetensors) and its card beside it.
+    """Train the architecture `name` on the upstream images and write `out` (safetensors) and its
+    card beside it.
 
-    Deterministic by `seed`. The state after every epoch is kept in `out` with the suffix `.partial`; the same call continues from it, and
-    removes it when done.
+    Deterministic by `seed`. The state after every epoch is kept in `out` with the suffix
+    `.partial`; the same call continues from it, and removes it when done.
     """
     data, warmup = Upstream(), 0.05
     with torch.random.fork_rng(devices=[]):
@@ -52,19 +61,50 @@ def pretrain(
     partial = out.with_suffix(".partial")
     start = time.perf_counter()
     history = fit(
-        model, data, epochs=epochs, lr=lr, seed=seed, batch_size=batch_size, weight_decay=weight_decay, warmup=warmup,
-        augment=augment, checkpoint=partial, progress=progress,
-    )  # fmt: skip
-    print(f"trained in {time.perf_counter() - start:.0f} s (this call), last loss {history[-1]['loss']:.3f}")
+        model,
+        data,
+        epochs=epochs,
+        lr=lr,
+        seed=seed,
+        batch_size=batch_size,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        augment=augment,
+        checkpoint=partial,
+        progress=progress,
+    )
+    print(
+        f"trained in {time.perf_counter() - start:.0f} s (this call), last loss {history[-1]['loss']:.3f}"
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         accuracy = evaluate(torch.nn.Sequential(_Augment(), model), data)["accuracy"]
-    save_backbone(model.backbone, out, half=True, made_by="python -m vtlite pretrain", epochs=epochs, lr=lr, seed=seed)
+    save_backbone(
+        model.backbone,
+        out,
+        half=True,
+        made_by="python -m vtlite pretrain",
+        epochs=epochs,
+        lr=lr,
+        seed=seed,
+    )
     card = CARD.format(
-        name=name, architecture=describe(blank), epochs=epochs, lr=lr, seed=seed, weight_decay=weight_decay, warmup=warmup,
-        batch_size=batch_size, classes=len(data.classes), seen=epochs * len(data), accuracy=accuracy,
-        minutes=sum(row["seconds"] for row in history) / 60, threads=torch.get_num_threads(), torch=torch.__version__, version=vtlite.__version__,
-    )  # fmt: skip
+        name=name,
+        architecture=describe(blank),
+        epochs=epochs,
+        lr=lr,
+        seed=seed,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        batch_size=batch_size,
+        classes=len(data.classes),
+        seen=epochs * len(data),
+        accuracy=accuracy,
+        minutes=sum(row["seconds"] for row in history) / 60,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        version=vtlite.__version__,
+    )
     with atomic_write(out.with_suffix(".md")) as temporary:
         temporary.write_text(card)
     partial.unlink()

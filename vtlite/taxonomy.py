@@ -1,8 +1,10 @@
-"""The survey's tree as data: groups, leaves, systems and papers. Tables, tests and the command line read it from here.
+"""The survey's tree as data: groups, leaves, systems and papers. Tables, tests and the command line
+read it from here.
 
-Source: Yu et al., "Visual Tuning", ACM Computing Surveys 2024, arXiv 2305.06061; section numbers are the survey's. A system with a key has
-one file here, `vtlite/methods/<key>.py`, or is to get one; a system without a key is a row: one line, its paper, and the nearest method.
-This module imports nothing heavy.
+Source: Yu et al., "Visual Tuning", ACM Computing Surveys 2024, arXiv 2305.06061; section numbers
+are the survey's. A system with a key has one file here, `vtlite/methods/<key>.py`, or is to get
+one; a system without a key is a row: one line, its paper, and the nearest method. This module
+imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class Group:
 
 @dataclass(frozen=True)
 class System:
-    """A system named by the survey, or added to it (`extra`). Where its paper is not known for certain, paper and venue are empty."""
+    """A system named by the survey, or added to it (`extra`). Where its paper is not known for
+    certain, paper and venue are empty."""
 
     name: str
     leaf: str
@@ -75,8 +78,9 @@ LEAVES = tuple(leaf for group in GROUPS for leaf in group.leaves)
 
 UNIDENTIFIED = "Named in the survey; its paper was not identified with certainty."
 
-# Leaf -> its systems as (mark, name, idea, paper, "venue year", arXiv number). The marks: "+ file" is the survey's and has a file here;
-# "x file" has a file too but is an addition to the survey; "~ file" is a row whose nearest method is `file`.
+# Leaf -> its systems as (mark, name, idea, paper, "venue year", arXiv number). The marks: "+ file"
+# is the survey's and has a file here; "x file" has a file too but is an addition to the survey; "~
+# file" is a row whose nearest method is `file`.
 _TABLE: dict[str, tuple[tuple[str, str, str, str, str, str], ...]] = {
     "finetuning": (
         ("+ full", "Full fine-tuning", "Train every parameter from its pre-trained value.",
@@ -399,13 +403,28 @@ _TABLE: dict[str, tuple[tuple[str, str, str, str, str, str], ...]] = {
 
 
 def _build() -> tuple[System, ...]:
-    rows = [(leaf, *mark.split(), *rest) for leaf, entries in _TABLE.items() for mark, *rest in entries]
+    rows = [
+        (leaf, *mark.split(), *rest) for leaf, entries in _TABLE.items() for mark, *rest in entries
+    ]
     keys = {file: f"{leaf}/{file}" for leaf, mark, file, *_ in rows if mark != "~"}
     systems = []
     for leaf, mark, file, name, idea, paper, venue_year, arxiv in rows:
         venue, _, year = venue_year.rpartition(" ")
         own, nearest = (None, keys[file]) if mark == "~" else (keys[file], None)
-        systems.append(System(name, leaf, idea, paper, venue, int(year) if year else None, arxiv or None, own, nearest, extra=mark == "x"))
+        systems.append(
+            System(
+                name,
+                leaf,
+                idea,
+                paper,
+                venue,
+                int(year) if year else None,
+                arxiv or None,
+                own,
+                nearest,
+                extra=mark == "x",
+            )
+        )
     return tuple(systems)
 
 
@@ -413,7 +432,10 @@ SYSTEMS = _build()
 
 # Section 2: kind of backbone -> (the survey's systems, what is written here from scratch)
 BACKBONES = {
-    "CNN": ("VGGNet, Inception, ResNet, EfficientNet, C3D, I3D, S3D, X3D", "ResNet with torchvision's names"),
+    "CNN": (
+        "VGGNet, Inception, ResNet, EfficientNet, C3D, I3D, S3D, X3D",
+        "ResNet with torchvision's names",
+    ),
     "Transformer": (
         "ViT, DeiT, TNT, T2T, PVT, Swin, Video Swin, CPVT",
         "ViT and Swin with timm's names, DeiT's distillation token",
@@ -432,7 +454,8 @@ DIRECTIONS = {
 
 
 def systems(part: str | None = None) -> tuple[System, ...]:
-    """All systems in order, or those of a group ("adapter") or leaf ("adapter/parallel"). Raises `VTError` for another name."""
+    """All systems in order, or those of a group ("adapter") or leaf ("adapter/parallel"). Raises
+    `VTError` for another name."""
     if part is None:
         return SYSTEMS
     parts = {group.path for group in GROUPS} | {leaf.path for leaf in LEAVES}
@@ -444,7 +467,8 @@ def systems(part: str | None = None) -> tuple[System, ...]:
 
 
 def find_system(name: str) -> System:
-    """A system by its key, the last part of its key, or its name, in any case. Raises `VTError` with the nearest names."""
+    """A system by its key, the last part of its key, or its name, in any case. Raises `VTError`
+    with the nearest names."""
     for system in SYSTEMS:  # keys first: a name to type beats a row that happens to be called alike
         if system.key and name in (system.key, system.short):
             return system
@@ -457,7 +481,8 @@ def find_system(name: str) -> System:
 
 
 def status(system: System) -> str:
-    """ "implemented", "planned" (it has a key, but no file yet) or "row" (it is described, not implemented)."""
+    """ "implemented", "planned" (it has a key, but no file yet) or "row" (it is described, not
+    implemented)."""
     from vtlite.methods import METHODS
 
     if system.key is None:
@@ -466,7 +491,8 @@ def status(system: System) -> str:
 
 
 def nearest_implemented(system: System) -> str | None:
-    """The key of the implemented method to look at: the system itself, its nearest, or the first of its leaf or group; None without any."""
+    """The key of the implemented method to look at: the system itself, its nearest, or the first of
+    its leaf or group; None without any."""
     from vtlite.methods import METHODS
 
     neighbours = [s.key for part in (system.leaf, system.leaf.split("/")[0]) for s in systems(part)]

@@ -1,4 +1,5 @@
-"""`python -m vtlite tour`: one method of each group and more, on one task, in one table and one figure."""
+"""`python -m vtlite tour`: one method of each group and more, on one task, in one table and one
+figure."""
 
 from __future__ import annotations
 
@@ -16,7 +17,13 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from vtlite.accounting import activation_memory, delta_size, latency_ratio, step_time, without_method
+from vtlite.accounting import (
+    activation_memory,
+    delta_size,
+    latency_ratio,
+    step_time,
+    without_method,
+)
 from vtlite.backbones import load_backbone
 from vtlite.data.tasks import Task, load_task
 from vtlite.methods.base import Backbone, find_method
@@ -27,7 +34,8 @@ from vtlite.tuning import Tuned, count_parameters, tune
 Row = dict[str, Any]
 
 METHODS = ("full", "linear", "vpt_deep", "adaptformer", "lora", "bitfit", "ssf", "kd")
-# Settings that suit a backbone of width 96: small adapters. Learning rates are each method's own (see benchmarks/README.md).
+# Settings that suit a backbone of width 96: small adapters. Learning rates are each method's own
+# (see benchmarks/README.md).
 SMALL: dict[str, dict[str, Any]] = {
     "vpt_deep": {"num_prompts": 8},
     "adaptformer": {"bottleneck": 8, "scale": 1.0},
@@ -40,9 +48,13 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def tour(
-    methods: Sequence[str] = METHODS, task: str | Task = "twemoji", backbone: str | Backbone = "vtlite-tiny", epochs: int = 10,
-    seed: int = 0, progress: bool = True,
-) -> list[Row]:  # fmt: skip
+    methods: Sequence[str] = METHODS,
+    task: str | Task = "twemoji",
+    backbone: str | Backbone = "vtlite-tiny",
+    epochs: int = 10,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[Row]:
     """Tune a backbone with each method on one task -> one row per method (see `measure`).
 
     Names or loaded objects may be given. Everything is validated before the first training starts.
@@ -56,15 +68,23 @@ def tour(
         for key in bar:
             name = key.split("/")[-1]
             bar.set_postfix_str(name)
-            model = tune(backbone, key, num_classes=task.num_classes, seed=seed, **SMALL.get(name, {}))
+            model = tune(
+                backbone, key, num_classes=task.num_classes, seed=seed, **SMALL.get(name, {})
+            )
             start = time.perf_counter()
             fit(model, task.train, epochs=epochs, seed=seed, progress=False)
-            rows.append({**measure(model, backbone, task), "fit_seconds": round(time.perf_counter() - start, 1)})
+            rows.append(
+                {
+                    **measure(model, backbone, task),
+                    "fit_seconds": round(time.perf_counter() - start, 1),
+                }
+            )
     return rows
 
 
 def measure(model: Tuned, backbone: Backbone, task: Task) -> Row:
-    """Accuracy on the test images and every cost of one tuned model; latency is relative to the untouched backbone with a linear head."""
+    """Accuracy on the test images and every cost of one tuned model; latency is relative to the
+    untouched backbone with a linear head."""
     trainable, total = count_parameters(model)
     images, labels = next(iter(DataLoader(task.train, 50)))
     reference = tune(backbone, "linear", num_classes=task.num_classes)
@@ -97,7 +117,9 @@ COLUMNS = {
 def table(rows: Sequence[Row], title: str = "") -> Table:
     """The rows as a table for the terminal; a latency with a star is that of an unmerged model."""
     result = Table(
-        title=title, caption="latency: relative to the untouched backbone; * cannot be merged, measured as tuned", caption_justify="left"
+        title=title,
+        caption="latency: relative to the untouched backbone; * cannot be merged, measured as tuned",
+        caption_justify="left",
     )
     for i, (heading, _) in enumerate(COLUMNS.values()):
         result.add_column(heading, justify="left" if i < 2 else "right", no_wrap=True)
@@ -108,7 +130,10 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| " + " | ".join(heading for heading, _ in COLUMNS.values()) + " |", "|---|---|" + "---:|" * (len(COLUMNS) - 2)]
+    lines = [
+        "| " + " | ".join(heading for heading, _ in COLUMNS.values()) + " |",
+        "|---|---|" + "---:|" * (len(COLUMNS) - 2),
+    ]
     lines += ["| " + " | ".join(show(row) for _, show in COLUMNS.values()) + " |" for row in rows]
     return "\n".join(lines)
 
@@ -126,14 +151,24 @@ def save_rows(rows: Sequence[Row], path: Path) -> None:
         temporary.write_text(buffer.getvalue())
 
 
-def run(methods: str | None, task: str, backbone: str, epochs: int, outputs: dict[str, Path]) -> None:
-    """The command: everything above, with its outputs on the terminal and in files ("json", "csv", "figure")."""
+def run(
+    methods: str | None, task: str, backbone: str, epochs: int, outputs: dict[str, Path]
+) -> None:
+    """The command: everything above, with its outputs on the terminal and in files ("json", "csv",
+    "figure")."""
     for path in outputs.values():
         path.parent.mkdir(parents=True, exist_ok=True)
     if outputs["figure"].suffix not in (".png", ".svg", ".pdf"):
-        raise VTError(f"expected a figure that ends in .png, .svg or .pdf, found {outputs['figure'].name}")
+        raise VTError(
+            f"expected a figure that ends in .png, .svg or .pdf, found {outputs['figure'].name}"
+        )
     start = time.perf_counter()
-    rows = tour([name.strip() for name in methods.split(",")] if methods is not None else METHODS, task, backbone, epochs)
+    rows = tour(
+        [name.strip() for name in methods.split(",")] if methods is not None else METHODS,
+        task,
+        backbone,
+        epochs,
+    )
     console = Console(width=None if Console().is_terminal else 120)
     console.print(
         table(

@@ -1,4 +1,5 @@
-"""A plain training loop for every method: AdamW, warm-up and cosine, exact resume, and no work repeated that need not be."""
+"""A plain training loop for every method: AdamW, warm-up and cosine, exact resume, and no work
+repeated that need not be."""
 
 from __future__ import annotations
 
@@ -37,27 +38,34 @@ def fit(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> History:
-    """Train `model` in place and return one dict per epoch: epoch, loss, lr, seconds and, with `val`, val_accuracy and val_loss.
+    """Train `model` in place and return one dict per epoch: epoch, loss, lr, seconds and, with
+    `val`, val_accuracy and val_loss.
 
-    `lr` is the method's own if not given. The learning rate rises linearly over the first `warmup` share of the steps and falls to zero
-    along a cosine. `seed` fixes the order of the images and all random numbers; torch's own generator is left as it was. `augment` maps
-    each batch before the model sees it.
-    When nothing before the head trains, the features are computed once. With `checkpoint`, the state is kept in that file after every
-    epoch, and the same call continues from there, to the same result as if it had never stopped.
+    `lr` is the method's own if not given. The learning rate rises linearly over the first `warmup`
+    share of the steps and falls to zero along a cosine. `seed` fixes the order of the images and
+    all random numbers; torch's own generator is left as it was. `augment` maps each batch before
+    the model sees it. When nothing before the head trains, the features are computed once. With
+    `checkpoint`, the state is kept in that file after every epoch, and the same call continues from
+    there, to the same result as if it had never stopped.
 
-    `fit` either finishes or leaves the model as it was. Raises `VTError` for an empty data set, labels out of range, NaN in an image, a
-    loss that is not finite (with the step and learning rate), or a checkpoint of another run.
+    `fit` either finishes or leaves the model as it was. Raises `VTError` for an empty data set,
+    labels out of range, NaN in an image, a loss that is not finite (with the step and learning
+    rate), or a checkpoint of another run.
     """
     _expect_images(train, "training")
     lr = model.method.lr if lr is None else lr
     if epochs < 1 or batch_size < 1 or not lr > 0:
-        raise VTError(f"expected epochs and batch_size of at least 1 and lr above 0, found {epochs}, {batch_size} and {lr}")
+        raise VTError(
+            f"expected epochs and batch_size of at least 1 and lr above 0, found {epochs}, {batch_size} and {lr}"
+        )
     before = {name: tensor.detach().clone() for name, tensor in trained_state(model).items()}
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model.method.prepare(model, train)
-            run = _Run(model, train, val, epochs, lr, seed, batch_size, weight_decay, warmup, augment)
+            run = _Run(
+                model, train, val, epochs, lr, seed, batch_size, weight_decay, warmup, augment
+            )
             history = run.train(Path(checkpoint) if checkpoint else None, progress)
             model.method.finish(model)
             return history
@@ -73,7 +81,8 @@ def fit(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Dataset[Any], batch_size: int = 200) -> dict[str, float]:
-    """Accuracy in [0, 1] and mean cross-entropy of any model that maps images to logits, in eval mode -> {"accuracy", "loss"}.
+    """Accuracy in [0, 1] and mean cross-entropy of any model that maps images to logits, in eval
+    mode -> {"accuracy", "loss"}.
 
     Raises `VTError` for an empty data set or labels out of range.
     """
@@ -93,16 +102,22 @@ def evaluate(model: nn.Module, data: Dataset[Any], batch_size: int = 200) -> dic
 
 @torch.no_grad()
 def extract_features(model: Tuned, data: Dataset[Any], batch_size: int = 200) -> TensorDataset:
-    """The features before the head and the labels of a whole data set, computed once -> TensorDataset of [N, D] and [N]."""
+    """The features before the head and the labels of a whole data set, computed once ->
+    TensorDataset of [N, D] and [N]."""
     device = next(model.parameters()).device
-    batches = [(model.features(images.to(device)), labels) for images, labels in DataLoader(data, batch_size)]
+    batches = [
+        (model.features(images.to(device)), labels)
+        for images, labels in DataLoader(data, batch_size)
+    ]
     return TensorDataset(torch.cat([f for f, _ in batches]), torch.cat([y for _, y in batches]))
 
 
 def fit_head(model: Tuned, train: Dataset[Any], c: float = 1.0) -> None:
-    """Fit the linear head by logistic regression on the model's features, in place: penalty |w|^2 / (2 c n), to convergence.
+    """Fit the linear head by logistic regression on the model's features, in place: penalty |w|^2 /
+    (2 c n), to convergence.
 
-    The features are standardised by one mean and one standard deviation for the fit, which are then folded into the head.
+    The features are standardised by one mean and one standard deviation for the fit, which are then
+    folded into the head.
     """
     features, labels = extract_features(model, train).tensors
     check_labels(labels, model.num_classes)
@@ -114,7 +129,9 @@ def fit_head(model: Tuned, train: Dataset[Any], c: float = 1.0) -> None:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(x, weight, bias), labels) + weight.square().sum() / (2 * c * len(x))
+        loss = F.cross_entropy(F.linear(x, weight, bias), labels) + weight.square().sum() / (
+            2 * c * len(x)
+        )
         loss.backward()
         return loss
 
@@ -126,11 +143,15 @@ def fit_head(model: Tuned, train: Dataset[Any], c: float = 1.0) -> None:
 
 
 def parameter_groups(model: Tuned, weight_decay: float) -> list[dict[str, Any]]:
-    """What the optimiser gets: weight decay on matrices only, none on biases, norms, scales, positions and the class token.
+    """What the optimiser gets: weight decay on matrices only, none on biases, norms, scales,
+    positions and the class token.
 
-    Where the method scales learning rates by layer, every layer has its own two groups, and each group knows its "layer".
+    Where the method scales learning rates by layer, every layer has its own two groups, and each
+    group knows its "layer".
     """
-    names = stage_names(model.backbone) if type(model.method).lr_scale is not Method.lr_scale else None
+    names = (
+        stage_names(model.backbone) if type(model.method).lr_scale is not Method.lr_scale else None
+    )
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -138,7 +159,9 @@ def parameter_groups(model: Tuned, weight_decay: float) -> list[dict[str, Any]]:
             groups.setdefault((layer_of(name, names) if names else 0, decays), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay * decays, "layer": layer}
-        for (layer, decays), parameters in sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1]))
+        for (layer, decays), parameters in sorted(
+            groups.items(), key=lambda item: (item[0][0], not item[0][1])
+        )
     ]
 
 
@@ -150,9 +173,18 @@ class _Run:
     """One training run: what it trains on and where it stands."""
 
     def __init__(
-        self, model: Tuned, train: Dataset[Any], val: Dataset[Any] | None, epochs: int, lr: float, seed: int,
-        batch_size: int, weight_decay: float, warmup: float, augment: Callable[[Tensor], Tensor] | None,
-    ) -> None:  # fmt: skip
+        self,
+        model: Tuned,
+        train: Dataset[Any],
+        val: Dataset[Any] | None,
+        epochs: int,
+        lr: float,
+        seed: int,
+        batch_size: int,
+        weight_decay: float,
+        warmup: float,
+        augment: Callable[[Tensor], Tensor] | None,
+    ) -> None:
         frozen = not any(p.requires_grad for p in model.backbone.parameters())
         cached = frozen and augment is None and type(model.method).loss is Method.loss
         if cached:
@@ -160,7 +192,13 @@ class _Run:
             val = extract_features(model, val, batch_size) if val is not None else None
         self.model, self.network = model, model.head if cached else model
         self.train_data, self.val_data, self.augment = train, val, augment
-        self.epochs, self.lr, self.seed, self.warmup, self.batch_size = epochs, lr, seed, warmup, batch_size
+        self.epochs, self.lr, self.seed, self.warmup, self.batch_size = (
+            epochs,
+            lr,
+            seed,
+            warmup,
+            batch_size,
+        )
         self.device = next(model.parameters()).device
         self.num_images = len(cast(Any, train))
         self.steps_per_epoch = math.ceil(self.num_images / batch_size)
@@ -168,15 +206,29 @@ class _Run:
         self.optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr)
         self.history: History = []
         self.identity = {
-            "method": model.method.key, "settings": model.method.settings(), "backbone": model.fingerprint, "epochs": epochs, "lr": lr,
-            "seed": seed, "batch_size": batch_size, "weight_decay": weight_decay, "warmup": warmup, "images": self.num_images,
-        }  # fmt: skip
+            "method": model.method.key,
+            "settings": model.method.settings(),
+            "backbone": model.fingerprint,
+            "epochs": epochs,
+            "lr": lr,
+            "seed": seed,
+            "batch_size": batch_size,
+            "weight_decay": weight_decay,
+            "warmup": warmup,
+            "images": self.num_images,
+        }
 
     def train(self, checkpoint: Path | None, progress: bool) -> History:
         if checkpoint and checkpoint.exists():
             self.resume(checkpoint)
         total, done = self.epochs * self.steps_per_epoch, len(self.history) * self.steps_per_epoch
-        with tqdm(total=total, initial=done, desc=self.model.method.key.rsplit("/", 1)[-1], disable=not progress, unit="step") as bar:
+        with tqdm(
+            total=total,
+            initial=done,
+            desc=self.model.method.key.rsplit("/", 1)[-1],
+            disable=not progress,
+            unit="step",
+        ) as bar:
             for epoch in range(len(self.history), self.epochs):
                 self.history.append(self.one_epoch(epoch, bar))
                 if checkpoint:
@@ -184,16 +236,37 @@ class _Run:
         return self.history
 
     def one_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
-        torch.manual_seed(self.seed * 1_000_003 + epoch)  # each epoch has its own random numbers: a resumed run needs no saved generator
+        torch.manual_seed(
+            self.seed * 1_000_003 + epoch
+        )  # each epoch has its own random numbers: a resumed run needs no saved generator
         start, loss_sum = time.perf_counter(), 0.0
         self.model.train()
-        for step, (images, labels) in enumerate(DataLoader(self.train_data, self.batch_size, shuffle=True), epoch * self.steps_per_epoch):
-            loss_sum += self.step(step, images.to(self.device), labels.to(self.device)) * len(labels)
+        for step, (images, labels) in enumerate(
+            DataLoader(self.train_data, self.batch_size, shuffle=True), epoch * self.steps_per_epoch
+        ):
+            loss_sum += self.step(step, images.to(self.device), labels.to(self.device)) * len(
+                labels
+            )
             bar.update()
-        row = {"epoch": epoch + 1, "loss": loss_sum / self.num_images, "lr": self.lr_at((epoch + 1) * self.steps_per_epoch - 1)}
+        row = {
+            "epoch": epoch + 1,
+            "loss": loss_sum / self.num_images,
+            "lr": self.lr_at((epoch + 1) * self.steps_per_epoch - 1),
+        }
         if self.val_data is not None:
-            row.update({f"val_{name}": value for name, value in evaluate(self.network, self.val_data).items()})
-        bar.set_postfix({name: f"{value:.3f}" for name, value in row.items() if name in ("loss", "val_accuracy")})
+            row.update(
+                {
+                    f"val_{name}": value
+                    for name, value in evaluate(self.network, self.val_data).items()
+                }
+            )
+        bar.set_postfix(
+            {
+                name: f"{value:.3f}"
+                for name, value in row.items()
+                if name in ("loss", "val_accuracy")
+            }
+        )
         return {**row, "seconds": time.perf_counter() - start}
 
     def step(self, step: int, images: Tensor, labels: Tensor) -> float:
@@ -203,11 +276,17 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * self.model.method.lr_scale(group["layer"], self.depth, progress)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.model.method.backward(self.network, self.augment(images) if self.augment else images, labels).item()
+        loss = self.model.method.backward(
+            self.network, self.augment(images) if self.augment else images, labels
+        ).item()
         if not math.isfinite(loss):
             if not torch.isfinite(images).all():
-                raise VTError(f"expected finite pixels, found NaN or infinity in an image at step {step + 1}; clean the data set first")
-            raise Diverged(f"the loss became {loss} at step {step + 1} with learning rate {lr:.2g}; lower lr, or raise warmup")
+                raise VTError(
+                    f"expected finite pixels, found NaN or infinity in an image at step {step + 1}; clean the data set first"
+                )
+            raise Diverged(
+                f"the loss became {loss} at step {step + 1} with learning rate {lr:.2g}; lower lr, or raise warmup"
+            )
         self.optimizer.step()
         return loss
 
@@ -229,8 +308,14 @@ class _Run:
         tensors, metadata = load_tensors(path)
         if metadata.get("run") != self.identity:
             found = metadata.get("run")
-            differing = [k for k, v in self.identity.items() if not isinstance(found, dict) or found.get(k) != v]
-            raise VTError(f"the checkpoint {path} belongs to another run ({', '.join(differing)} differ); delete it or give another path")
+            differing = [
+                k
+                for k, v in self.identity.items()
+                if not isinstance(found, dict) or found.get(k) != v
+            ]
+            raise VTError(
+                f"the checkpoint {path} belongs to another run ({', '.join(differing)} differ); delete it or give another path"
+            )
         optimizer: dict[int, dict[str, Tensor]] = {}
         with torch.no_grad():
             state = trained_state(self.model)
@@ -241,13 +326,17 @@ class _Run:
                 else:
                     index, _, name = rest.partition("/")
                     optimizer.setdefault(int(index), {})[name] = tensor
-        self.optimizer.load_state_dict({"state": optimizer, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.optimizer.load_state_dict(
+            {"state": optimizer, "param_groups": self.optimizer.state_dict()["param_groups"]}
+        )
         self.history = cast(History, metadata["history"])
 
 
 def _expect_images(data: Dataset[Any], purpose: str) -> None:
     if len(cast(Any, data)) == 0:
-        raise VTError(f"expected at least one image in the {purpose} data, found an empty data set; check the folder or the split")
+        raise VTError(
+            f"expected at least one image in the {purpose} data, found an empty data set; check the folder or the split"
+        )
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:

@@ -1,4 +1,5 @@
-"""Backbones with weights: what can be loaded, what is refused, and never a network or a pickle behind one's back."""
+"""Backbones with weights: what can be loaded, what is refused, and never a network or a pickle
+behind one's back."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def changed(path: Path, tensors: dict[str, Tensor | None]) -> Path:
     return path
 
 
-# What can be loaded ----------------------------------------------------------------------------------------------------------------------
+# What can be loaded
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_vtlite_tiny_is_embedded() -> None:
@@ -64,7 +66,9 @@ def test_an_embedded_backbone_loads_twice_the_same_in_eval_mode_without_a_head(n
     assert torch.equal(features, second(pictures()))
     with torch.no_grad():
         next(second.parameters()).add_(1)
-    assert torch.equal(vt.load_backbone(name)(pictures()), features)  # nobody else's copy was changed
+    assert torch.equal(
+        vt.load_backbone(name)(pictures()), features
+    )  # nobody else's copy was changed
 
 
 def test_loading_draws_no_random_numbers() -> None:
@@ -85,7 +89,10 @@ def test_the_embedded_backbone_is_trained() -> None:
     accuracy = []
     for backbone in (vt.load_backbone("vtlite-tiny"), fresh):
         with torch.no_grad():
-            features, unseen = (nn.functional.normalize(backbone(normalise(data.images))).numpy() for data in (train, test))
+            features, unseen = (
+                nn.functional.normalize(backbone(normalise(data.images))).numpy()
+                for data in (train, test)
+            )
         probe = LogisticRegression(C=100, max_iter=300).fit(features, train.labels.numpy())
         accuracy.append(probe.score(unseen, test.labels.numpy()))
     assert accuracy[0] > accuracy[1] + 0.2
@@ -94,16 +101,27 @@ def test_the_embedded_backbone_is_trained() -> None:
 def test_the_embedded_file_means_the_same_to_timm() -> None:
     vit = pytest.importorskip("timm").models.vision_transformer.VisionTransformer
     ours, file = vt.load_backbone("vtlite-tiny"), load_file(WEIGHTS / "vtlite-tiny.safetensors")
-    theirs = vit(img_size=32, patch_size=8, embed_dim=96, depth=6, num_heads=3, num_classes=0).eval()
+    theirs = vit(
+        img_size=32, patch_size=8, embed_dim=96, depth=6, num_heads=3, num_classes=0
+    ).eval()
     theirs.load_state_dict({key: t.float() for key, t in file.items()})
     torch.testing.assert_close(ours(pictures()), theirs(pictures()), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "overrides", [{}, {"global_pool": "avg"}, {"init_values": 0.1}, {"qkv_bias": False}, {"num_heads": 4, "mlp_ratio": 2}]
+    "overrides",
+    [
+        {},
+        {"global_pool": "avg"},
+        {"init_values": 0.1},
+        {"qkv_bias": False},
+        {"num_heads": 4, "mlp_ratio": 2},
+    ],
 )
 @pytest.mark.parametrize("as_type", [str, Path])
-def test_a_saved_backbone_comes_back_as_it_was(tmp_path: Path, overrides: dict[str, Any], as_type: type) -> None:
+def test_a_saved_backbone_comes_back_as_it_was(
+    tmp_path: Path, overrides: dict[str, Any], as_type: type
+) -> None:
     backbone = make_tiny(**overrides)
     vt.save_backbone(backbone, as_type(tmp_path / "vit.safetensors"))
     loaded = vt.load_backbone(as_type(tmp_path / "vit.safetensors"))
@@ -137,7 +155,9 @@ def test_half_precision_is_half_the_file_and_nearly_the_same(tmp_path: Path) -> 
     for name, half in (("full", False), ("half", True)):
         vt.save_backbone(backbone, tmp_path / name, half=half)
     values = 2 * sum(p.numel() for p in backbone.parameters())
-    assert (tmp_path / "full").stat().st_size - (tmp_path / "half").stat().st_size == pytest.approx(values, rel=0.01)
+    assert (tmp_path / "full").stat().st_size - (tmp_path / "half").stat().st_size == pytest.approx(
+        values, rel=0.01
+    )
     loaded = vt.load_backbone(tmp_path / "half")
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     torch.testing.assert_close(loaded(pictures()), backbone(pictures()), atol=0.02, rtol=0.02)
@@ -146,21 +166,33 @@ def test_half_precision_is_half_the_file_and_nearly_the_same(tmp_path: Path) -> 
 def test_a_published_file_loads_without_its_head(tmp_path: Path) -> None:
     """As on the hub: timm's names, a head, no word about the number of heads."""
     timm = pytest.importorskip("timm")
-    theirs = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=64, depth=2, num_classes=10).eval()
+    theirs = timm.create_model(
+        "vit_tiny_patch16_224", pretrained=False, img_size=64, depth=2, num_classes=10
+    ).eval()
     save_file(theirs.state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
     loaded = vt.load_backbone(tmp_path / "model.safetensors")
     theirs.reset_classifier(0)
-    torch.testing.assert_close(loaded(pictures(2, 64)), theirs(pictures(2, 64)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        loaded(pictures(2, 64)), theirs(pictures(2, 64)), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_the_number_of_heads_can_be_told(tmp_path: Path) -> None:
     save_file(make_tiny().state_dict(), tmp_path / "x.safetensors")
     assert "found no number, and 64 does not; pass num_heads" in message(tmp_path / "x.safetensors")
-    assert torch.equal(vt.load_backbone(tmp_path / "x.safetensors", num_heads=3)(pictures()), make_tiny()(pictures()))
-    assert not torch.allclose(vt.load_backbone(tmp_path / "x.safetensors", num_heads=4)(pictures()), make_tiny()(pictures()), atol=1e-3)
+    assert torch.equal(
+        vt.load_backbone(tmp_path / "x.safetensors", num_heads=3)(pictures()),
+        make_tiny()(pictures()),
+    )
+    assert not torch.allclose(
+        vt.load_backbone(tmp_path / "x.safetensors", num_heads=4)(pictures()),
+        make_tiny()(pictures()),
+        atol=1e-3,
+    )
 
 
-# What is refused -------------------------------------------------------------------------------------------------------------------------
+# What is refused
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("part", [0, 4, 100, 0.5, -1])
@@ -176,7 +208,9 @@ def test_a_pickled_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_safetensors_file_of_another_library(tmp_path: Path) -> None:
-    foreign = torchvision.models.VisionTransformer(32, 8, num_layers=1, num_heads=3, hidden_dim=24, mlp_dim=48)
+    foreign = torchvision.models.VisionTransformer(
+        32, 8, num_layers=1, num_heads=3, hidden_dim=24, mlp_dim=48
+    )
     save_file(foreign.state_dict(), tmp_path / "x.safetensors")
     said = message(tmp_path / "x.safetensors")
     assert "is not a ViT with timm's names: it lacks" in said
@@ -188,31 +222,56 @@ def test_a_safetensors_file_of_another_library(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "sentence"),
     [
-        ({"blocks.1.mlp.fc2.bias": None}, "expected blocks.1.mlp.fc2.bias of shape (64,), found nothing"),
-        ({"patch_embed.proj.bias": None}, "expected patch_embed.proj.bias of shape (64,), found nothing"),
+        (
+            {"blocks.1.mlp.fc2.bias": None},
+            "expected blocks.1.mlp.fc2.bias of shape (64,), found nothing",
+        ),
+        (
+            {"patch_embed.proj.bias": None},
+            "expected patch_embed.proj.bias of shape (64,), found nothing",
+        ),
         ({"norm.weight": None}, "expected norm.weight of shape (64,), found nothing"),
         ({"pos_embed": None}, "it lacks pos_embed"),
-        ({"reg_token": torch.zeros(1, 4, 64)}, "expected reg_token of shape nothing, found (1, 4, 64)"),
-        ({"blocks.3.norm1.weight": torch.zeros(64)}, "does not fit a VisionTransformer: expected blocks.2."),
-        ({"pos_embed": torch.zeros(1, 16, 64)}, "expected pos_embed of shape (1, 17, 64), found (1, 16, 64)"),
-        ({"blocks.0.attn.qkv.weight": torch.zeros(128, 64)}, "expected blocks.0.attn.qkv.weight of shape (192, 64), found (128, 64)"),
+        (
+            {"reg_token": torch.zeros(1, 4, 64)},
+            "expected reg_token of shape nothing, found (1, 4, 64)",
+        ),
+        (
+            {"blocks.3.norm1.weight": torch.zeros(64)},
+            "does not fit a VisionTransformer: expected blocks.2.",
+        ),
+        (
+            {"pos_embed": torch.zeros(1, 16, 64)},
+            "expected pos_embed of shape (1, 17, 64), found (1, 16, 64)",
+        ),
+        (
+            {"blocks.0.attn.qkv.weight": torch.zeros(128, 64)},
+            "expected blocks.0.attn.qkv.weight of shape (192, 64), found (128, 64)",
+        ),
         ({"norm.bias": torch.zeros(65)}, "expected norm.bias of shape (64,), found (65,)"),
     ],
 )
-def test_missing_foreign_and_misshapen_tensors_are_named(tmp_path: Path, tensors: dict[str, Any], sentence: str) -> None:
+def test_missing_foreign_and_misshapen_tensors_are_named(
+    tmp_path: Path, tensors: dict[str, Any], sentence: str
+) -> None:
     assert sentence in message(changed(tmp_path / "x.safetensors", tensors))
 
 
 @pytest.mark.parametrize(
     ("key", "tensor"),
     [
-        ("patch_embed.proj.weight", torch.zeros(64, 3, 2, 8, 8)),  # a ViT for video, with timm's names
+        (
+            "patch_embed.proj.weight",
+            torch.zeros(64, 3, 2, 8, 8),
+        ),  # a ViT for video, with timm's names
         ("pos_embed", torch.zeros(64)),
         ("blocks.0.mlp.fc1.weight", torch.tensor(1.0)),
         ("blocks.extra.weight", torch.zeros(64)),
     ],
 )
-def test_tensors_of_other_dimensions_or_blocks_are_a_sentence(tmp_path: Path, key: str, tensor: Tensor) -> None:
+def test_tensors_of_other_dimensions_or_blocks_are_a_sentence(
+    tmp_path: Path, key: str, tensor: Tensor
+) -> None:
     path = changed(tmp_path / "x.safetensors", {key: tensor})
     assert str(path) in message(path)
 
@@ -221,7 +280,10 @@ def test_tensors_of_other_dimensions_or_blocks_are_a_sentence(tmp_path: Path, ke
     ("name", "sentence"),
     [
         ("vtlite-tny", "unknown backbone 'vtlite-tny': did you mean 'vtlite-tiny'"),
-        ("zzzzzz", "choose from a path to a .safetensors file, timm:NAME, vtlite-resnet, vtlite-tiny"),
+        (
+            "zzzzzz",
+            "choose from a path to a .safetensors file, timm:NAME, vtlite-resnet, vtlite-tiny",
+        ),
         ("none.safetensors", "found no file none.safetensors"),
     ],
 )
@@ -238,11 +300,13 @@ def test_saving_into_a_missing_folder(tmp_path: Path) -> None:
         vt.save_backbone(make_tiny(), tmp_path / "none" / "x.safetensors")
 
 
-# timm:NAME -------------------------------------------------------------------------------------------------------------------------------
+# timm:NAME
+# -------------------------------------------------------------------------------------------------------------------------------
 
 
 class Timm:
-    """timm with a `create_model` that needs no network: asked for trained weights, it makes random ones."""
+    """timm with a `create_model` that needs no network: asked for trained weights, it makes random
+    ones."""
 
     def __init__(self, patch: pytest.MonkeyPatch, **overrides: Any) -> None:
         self.module = pytest.importorskip("timm")
@@ -265,10 +329,15 @@ class Timm:
     [
         ("vit_tiny_patch16_224.augreg_in21k", {"img_size": 64, "depth": 2}),
         ("vit_small_patch14_dinov2", {"img_size": 98, "depth": 2}),
-        ("vit_small_patch32_224", {"depth": 1, "embed_dim": 96, "num_heads": 3}),  # heads that are not of width 64
+        (
+            "vit_small_patch32_224",
+            {"depth": 1, "embed_dim": 96, "num_heads": 3},
+        ),  # heads that are not of width 64
     ],
 )
-def test_timms_weights_come_into_our_code(name: str, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timms_weights_come_into_our_code(
+    name: str, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     timm = Timm(monkeypatch, **overrides)
     loaded = vt.load_backbone(f"timm:{name}")
     assert timm.calls == [name]
@@ -278,7 +347,9 @@ def test_timms_weights_come_into_our_code(name: str, overrides: dict[str, Any], 
     torch.testing.assert_close(loaded(images), timm.model.eval()(images), atol=1e-5, rtol=1e-5)
 
 
-def test_another_architecture_stays_timms_own_in_eval_mode_without_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_architecture_stays_timms_own_in_eval_mode_without_a_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     timm = Timm(monkeypatch)
     loaded = vt.load_backbone("timm:test_vit")
     assert loaded is timm.model
@@ -286,16 +357,23 @@ def test_another_architecture_stays_timms_own_in_eval_mode_without_a_head(monkey
     assert isinstance(loaded.head, nn.Identity)
 
 
-def test_an_unknown_timm_model_is_answered_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_timm_model_is_answered_with_the_nearest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     timm = Timm(monkeypatch)
-    assert "unknown timm model 'vit_tiny_patch16_225': did you mean 'vit_tiny_patch16_224'" in message("timm:vit_tiny_patch16_225")
+    assert (
+        "unknown timm model 'vit_tiny_patch16_225': did you mean 'vit_tiny_patch16_224'"
+        in message("timm:vit_tiny_patch16_225")
+    )
     assert timm.calls == []
 
 
 def test_no_network_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("timm")
     hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)  # without this the client tries again for a minute
+    monkeypatch.setattr(
+        hub.constants, "HF_HUB_OFFLINE", True
+    )  # without this the client tries again for a minute
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
 
     def unreachable(*args: object, **kwargs: object) -> None:
@@ -308,8 +386,13 @@ def test_no_network_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert 'check the network, or use an embedded backbone such as "vtlite-tiny"' in said
 
 
-@pytest.mark.parametrize("error", [OSError("unreachable"), RuntimeError("no such file"), ConnectionError(), TimeoutError()])
-def test_whatever_the_hub_client_raises_is_that_sentence(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [OSError("unreachable"), RuntimeError("no such file"), ConnectionError(), TimeoutError()],
+)
+def test_whatever_the_hub_client_raises_is_that_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise error
 
@@ -322,7 +405,9 @@ def test_without_timm_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> 
     assert "install it with: pip install timm" in message("timm:vit_tiny_patch16_224")
 
 
-def test_local_and_embedded_backbones_need_neither_timm_nor_network(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_and_embedded_backbones_need_neither_timm_nor_network(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     monkeypatch.setattr(socket, "socket", None)
     vt.load_backbone("vtlite-tiny")

@@ -42,18 +42,27 @@ def pictures(count: int, size: int) -> Tensor:
         ("vit_small_patch14_dinov2", {"img_size": 98}, 2, 98),
         ("vit_small_patch14_dinov2", {"img_size": 98, "global_pool": "avg", "depth": 2}, 2, 98),
         ("vit_tiny_patch16_224", {"img_size": 64, "depth": 2, "qkv_bias": False}, 2, 64),
-        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 2, "mlp_ratio": 2.0, "num_heads": 6}, 2, 64),
+        (
+            "vit_tiny_patch16_224",
+            {"img_size": 64, "depth": 2, "mlp_ratio": 2.0, "num_heads": 6},
+            2,
+            64,
+        ),
     ],
 )
 @torch.no_grad()
-def test_same_weights_same_features_and_logits_as_timm(name: str, overrides: dict[str, Any], count: int, size: int) -> None:
+def test_same_weights_same_features_and_logits_as_timm(
+    name: str, overrides: dict[str, Any], count: int, size: int
+) -> None:
     theirs, ours = pair(name, **overrides)
     images = pictures(count, size)
     tokens, expected = ours.forward_features(images), theirs.forward_features(images)
     assert expected.std() > 0.1
     torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-5)
     pooled = theirs.forward_head(expected, pre_logits=True)
-    torch.testing.assert_close(ours.forward_head(tokens, pre_logits=True), pooled, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        ours.forward_head(tokens, pre_logits=True), pooled, atol=1e-5, rtol=1e-5
+    )
     logits = theirs(images)
     assert logits.shape == (count, 7)
     torch.testing.assert_close(ours(images), logits, atol=1e-5, rtol=1e-5)
@@ -73,13 +82,19 @@ def test_same_gradients_as_timm() -> None:
         assert (gradients[1][key] - expected).abs().max() <= 1e-4 * expected.abs().max(), key
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if timm.is_model(name) and name.startswith("vit")])
+@pytest.mark.parametrize(
+    "name", [name for name in ARCHITECTURES if timm.is_model(name) and name.startswith("vit")]
+)
 @pytest.mark.parametrize("settings", [{}, {"num_classes": 5, "global_pool": "avg"}])
-def test_state_dicts_have_timms_names_and_shapes_in_timms_order(name: str, settings: dict[str, Any]) -> None:
+def test_state_dicts_have_timms_names_and_shapes_in_timms_order(
+    name: str, settings: dict[str, Any]
+) -> None:
     with torch.device("meta"):
         theirs = timm.create_model(name, pretrained=False, **{"num_classes": 0, **settings})
     ours = vt.create_backbone(name, device="meta", **settings)
-    assert [(k, t.shape) for k, t in ours.state_dict().items()] == [(k, t.shape) for k, t in theirs.state_dict().items()]
+    assert [(k, t.shape) for k, t in ours.state_dict().items()] == [
+        (k, t.shape) for k, t in theirs.state_dict().items()
+    ]
 
 
 def test_most_of_the_architectures_are_timms() -> None:
@@ -102,13 +117,18 @@ def test_a_tag_after_a_dot_does_not_matter() -> None:
 
 
 def test_overrides_change_the_architecture() -> None:
-    backbone = vt.create_backbone("vit_tiny_patch16_224", img_size=48, patch_size=12, in_chans=1, num_classes=4, depth=1)
+    backbone = vt.create_backbone(
+        "vit_tiny_patch16_224", img_size=48, patch_size=12, in_chans=1, num_classes=4, depth=1
+    )
     assert backbone(torch.zeros(2, 1, 48, 48)).shape == (2, 4)
     assert backbone.forward_features(torch.zeros(2, 1, 48, 48)).shape == (2, 17, 192)
 
 
 def test_a_backbone_on_meta_takes_no_memory() -> None:
-    assert {p.device.type for p in vt.create_backbone("vit_large_patch16_384", device="meta").parameters()} == {"meta"}
+    assert {
+        p.device.type
+        for p in vt.create_backbone("vit_large_patch16_384", device="meta").parameters()
+    } == {"meta"}
 
 
 def test_fresh_weights_follow_the_global_seed_and_break_symmetry() -> None:
@@ -143,13 +163,25 @@ def test_an_image_does_not_depend_on_its_neighbours() -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "sentence"),
     [
-        ("vit_bse_patch16_224", {}, "unknown backbone 'vit_bse_patch16_224': did you mean 'vit_base_patch16_224'"),
+        (
+            "vit_bse_patch16_224",
+            {},
+            "unknown backbone 'vit_bse_patch16_224': did you mean 'vit_base_patch16_224'",
+        ),
         ("vit_b_17", {}, "did you mean 'vit_b_16'"),
         ("resnet", {}, "unknown backbone 'resnet'"),
-        ("vtlite-tiny", {"img_sise": 32}, "unknown backbone argument 'img_sise': did you mean 'img_size'"),
+        (
+            "vtlite-tiny",
+            {"img_sise": 32},
+            "unknown backbone argument 'img_sise': did you mean 'img_size'",
+        ),
         ("vtlite-tiny", {"img_size": 33}, "multiple of the patch size 8, found 33"),
         ("vtlite-tiny", {"num_heads": 5}, "found width 96 and 5 heads"),
-        ("vtlite-tiny", {"global_pool": "max"}, 'expected global_pool "token" or "avg", found \'max\''),
+        (
+            "vtlite-tiny",
+            {"global_pool": "max"},
+            'expected global_pool "token" or "avg", found \'max\'',
+        ),
     ],
 )
 def test_wrong_names_and_arguments(name: str, overrides: dict[str, Any], sentence: str) -> None:
@@ -165,7 +197,10 @@ def test_wrong_names_and_arguments(name: str, overrides: dict[str, Any], sentenc
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "found dtype torch.uint8; scale the pixels"),
         (torch.zeros(3, 32, 32), "add the batch dimension"),
         (torch.zeros(2, 1, 32, 32), "convert the channels"),
-        (torch.zeros(2, 3, 28, 28), "found 28x28 pixels; resize, or load the task with image_size=32"),
+        (
+            torch.zeros(2, 3, 28, 28),
+            "found 28x28 pixels; resize, or load the task with image_size=32",
+        ),
     ],
 )
 def test_images_that_do_not_fit_are_a_sentence(images: Tensor, sentence: str) -> None:

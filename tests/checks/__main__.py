@@ -1,4 +1,5 @@
-"""`python -m tests.checks`: how many of the wrong answers each check rejects by name, and whether the right ones pass."""
+"""`python -m tests.checks`: how many of the wrong answers each check rejects by name, and whether
+the right ones pass."""
 
 from __future__ import annotations
 
@@ -27,11 +28,22 @@ def main() -> int:
     for bank in BANKS:
         for name, cases in bank.WRONG.items():
             check = getattr(checks, name)
-            found = sum(bool(re.search(words, verdict(check, answer))) for answer, words in cases.values())
+            found = sum(
+                bool(re.search(words, verdict(check, answer))) for answer, words in cases.values()
+            )
             fine = sum(verdict(check, answer) == "passed" for answer in bank.RIGHT[name])
-            print(f"{bank.NOTEBOOK} {name:20} wrong answers rejected and named: {found:2} of {len(cases):2}   right answers passed: {fine}")
-            killed, wrong, spared, right = killed + found, wrong + len(cases), spared + fine, right + len(bank.RIGHT[name])
-    print(f"kill rate of the checks: {killed} of {wrong} wrong answers ({killed / wrong:.0%}); {spared} of {right} right answers pass")
+            print(
+                f"{bank.NOTEBOOK} {name:20} wrong answers rejected and named: {found:2} of {len(cases):2}   right answers passed: {fine}"
+            )
+            killed, wrong, spared, right = (
+                killed + found,
+                wrong + len(cases),
+                spared + fine,
+                right + len(bank.RIGHT[name]),
+            )
+    print(
+        f"kill rate of the checks: {killed} of {wrong} wrong answers ({killed / wrong:.0%}); {spared} of {right} right answers pass"
+    )
     return int(killed < wrong or spared < right)
 
 

@@ -1,4 +1,5 @@
-"""The checks are checked: every wrong answer is rejected with the right words, every right one passes, the stub says what it is."""
+"""The checks are checked: every wrong answer is rejected with the right words, every right one
+passes, the stub says what it is."""
 
 from __future__ import annotations
 
@@ -17,9 +18,19 @@ from vtlite import checks
 from vtlite.classroom.worker import definitions
 
 ROOT = Path(__file__).parents[2]
-BANKS = [importlib.import_module(f"{banks.__name__}.{module.name}") for module in pkgutil.iter_modules(banks.__path__)]
-WRONG = [(name, label, *case) for bank in BANKS for name, cases in bank.WRONG.items() for label, case in cases.items()]
-RIGHT = [(name, answer) for bank in BANKS for name, answers in bank.RIGHT.items() for answer in answers]
+BANKS = [
+    importlib.import_module(f"{banks.__name__}.{module.name}")
+    for module in pkgutil.iter_modules(banks.__path__)
+]
+WRONG = [
+    (name, label, *case)
+    for bank in BANKS
+    for name, cases in bank.WRONG.items()
+    for label, case in cases.items()
+]
+RIGHT = [
+    (name, answer) for bank in BANKS for name, answers in bank.RIGHT.items() for answer in answers
+]
 EXERCISES = [(bank.NOTEBOOK, name) for bank in BANKS for name in bank.WRONG]
 
 
@@ -31,8 +42,14 @@ def defined_in(folder: str, notebook: str, name: str) -> Callable[..., Any]:
     return scope[name]
 
 
-@pytest.mark.parametrize(("name", "label", "answer", "words"), WRONG, ids=[f"{name}-{label}" for name, label, _, _ in WRONG])
-def test_wrong_answers_are_rejected_and_named(name: str, label: str, answer: Any, words: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "label", "answer", "words"),
+    WRONG,
+    ids=[f"{name}-{label}" for name, label, _, _ in WRONG],
+)
+def test_wrong_answers_are_rejected_and_named(
+    name: str, label: str, answer: Any, words: str
+) -> None:
     for _ in range(2):  # a cell may be run twice
         with pytest.raises(checks.CheckFailed) as error:
             getattr(checks, name)(answer)
@@ -41,7 +58,9 @@ def test_wrong_answers_are_rejected_and_named(name: str, label: str, answer: Any
 
 
 @pytest.mark.parametrize(("name", "answer"), RIGHT)
-def test_right_answers_pass_and_say_what_was_verified(name: str, answer: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_right_answers_pass_and_say_what_was_verified(
+    name: str, answer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     getattr(checks, name)(answer)
     getattr(checks, name)(answer)
     first, second = capsys.readouterr().out.splitlines()

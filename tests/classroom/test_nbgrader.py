@@ -1,4 +1,5 @@
-"""An instructor who uses nbgrader works with the same sources: generate, autograde and export, end to end."""
+"""An instructor who uses nbgrader works with the same sources: generate, autograde and export, end
+to end."""
 
 from __future__ import annotations
 
@@ -16,10 +17,13 @@ NAME = "02_fine_tuning"
 
 
 def nbgrader(course: Path, *arguments: str) -> None:
-    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # nbgrader calls alembic by name
+    # nbgrader calls alembic by name
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": programs, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
     command = [sys.executable, "-m", "nbgrader", *arguments]
-    done = subprocess.run(command, cwd=course, capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(
+        command, cwd=course, capture_output=True, text=True, timeout=300, env=environment
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -37,5 +41,8 @@ def test_generate_autograde_and_export(tmp_path: Path) -> None:
     nbgrader(tmp_path, "autograde", NAME, "--create")
     nbgrader(tmp_path, "export")
     with (tmp_path / "grades.csv").open() as file:
-        scores = {row["student_id"]: (float(row["score"]), float(row["max_score"])) for row in csv.DictReader(file)}
+        scores = {
+            row["student_id"]: (float(row["score"]), float(row["max_score"]))
+            for row in csv.DictReader(file)
+        }
     assert scores == {"anna": (20.0, 20.0), "ben": (0.0, 20.0)}

@@ -19,9 +19,21 @@ from vtlite.storage import VTError
 COLOURS = {"one.png": (255, 0, 0, 255), "two.png": (0, 0, 255, 128), "three.png": (0, 255, 0, 255)}
 
 
-def entry(image: str, order: int, category: str = "Symbols", google: bool = True, twitter: bool = True) -> dict[str, object]:
-    names = {"short_name": f"the_{image.removesuffix('.png')}", "category": category, "subcategory": "geometric"}
-    return {"image": image, "sort_order": order, "has_img_google": google, "has_img_twitter": twitter, **names}
+def entry(
+    image: str, order: int, category: str = "Symbols", google: bool = True, twitter: bool = True
+) -> dict[str, object]:
+    names = {
+        "short_name": f"the_{image.removesuffix('.png')}",
+        "category": category,
+        "subcategory": "geometric",
+    }
+    return {
+        "image": image,
+        "sort_order": order,
+        "has_img_google": google,
+        "has_img_twitter": twitter,
+        **names,
+    }
 
 
 ENTRIES = [
@@ -51,7 +63,9 @@ def sources(tmp_path: Path) -> Path:
         (tmp_path / package / "emoji.json").write_text(json.dumps(ENTRIES))
         for name, colour in COLOURS.items():
             picture = Image.new("RGBA", (64, 64), colour)
-            picture.paste((0, 0, 0, 0), (0, 0, 64, 32 if vendor == "google" else 16))  # transparent above, to another height
+            picture.paste(
+                (0, 0, 0, 0), (0, 0, 64, 32 if vendor == "google" else 16)
+            )  # transparent above, to another height
             picture.save(folder / name)
     fashion = tmp_path / "fashion"
     fashion.mkdir()
@@ -59,7 +73,8 @@ def sources(tmp_path: Path) -> Path:
         labels = np.array([9, 3, 0, 1, 2, 3, 4, 5, 6, 7, 8])
         write_idx(fashion / f"{prefix}-labels-idx1-ubyte.gz", labels)
         write_idx(
-            fashion / f"{prefix}-images-idx3-ubyte.gz", np.stack([np.full((28, 28), brightness(split, i)) for i in range(len(labels))])
+            fashion / f"{prefix}-images-idx3-ubyte.gz",
+            np.stack([np.full((28, 28), brightness(split, i)) for i in range(len(labels))]),
         )
     (tmp_path / "out").mkdir()
     return tmp_path
@@ -79,13 +94,22 @@ def built(sources: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_five_files_are_written_and_named(sources: Path) -> None:
     paths = build_from(sources)
     assert sorted(paths) == sorted((sources / "out").iterdir())
-    assert {path.name for path in paths} == {"emoji.json", "noto.webp", "twemoji.webp", "fashion.json", "fashion.webp"}
+    assert {path.name for path in paths} == {
+        "emoji.json",
+        "noto.webp",
+        "twemoji.webp",
+        "fashion.json",
+        "fashion.webp",
+    }
 
 
 @pytest.mark.usefixtures("built")
 def test_emoji_come_back_in_their_order_without_the_incomplete() -> None:
     sprites, facts = sheets.emoji.__wrapped__("noto")
-    assert facts == [{"name": f"the {n}", "category": "Symbols", "subcategory": "geometric"} for n in ("one", "two", "three")]
+    assert facts == [
+        {"name": f"the {n}", "category": "Symbols", "subcategory": "geometric"}
+        for n in ("one", "two", "three")
+    ]
     for sprite, name in zip(sprites, ("one.png", "two.png", "three.png"), strict=True):
         assert (sprite[:, 24] * 255).round().int().T.tolist() == [list(COLOURS[name])] * 32
 
@@ -111,8 +135,12 @@ def test_photographs_come_back_with_their_kind_and_a_black_frame() -> None:
 
 @pytest.mark.usefixtures("built")
 def test_no_test_photograph_is_upstream_and_kinds_are_kept_apart() -> None:
-    upstream, train, test = (Counter(sheets.fashion.__wrapped__(split)[1]) for split in ("upstream", "train", "test"))
-    assert sum(upstream.values()) + sum(train.values()) == 11  # nothing of the training file is lost
+    upstream, train, test = (
+        Counter(sheets.fashion.__wrapped__(split)[1]) for split in ("upstream", "train", "test")
+    )
+    assert (
+        sum(upstream.values()) + sum(train.values()) == 11
+    )  # nothing of the training file is lost
     assert not set(upstream) & set(train)
     assert set(train) == set(test)
     assert len(upstream) == len(train) == 5
@@ -123,10 +151,16 @@ def test_building_twice_gives_the_same_bytes(sources: Path) -> None:
     assert {path.name: path.read_bytes() for path in build_from(sources)} == first
 
 
-@pytest.mark.parametrize("gone", ["google/emoji.json", "twitter/img/twitter/64/two.png", "fashion/t10k-labels-idx1-ubyte.gz"])
+@pytest.mark.parametrize(
+    "gone",
+    ["google/emoji.json", "twitter/img/twitter/64/two.png", "fashion/t10k-labels-idx1-ubyte.gz"],
+)
 def test_a_missing_source_is_named(sources: Path, gone: str) -> None:
     (sources / gone).unlink()
-    with pytest.raises(VTError, match=r"expected the source file .*, found none; see the top of vtlite/data/build.py") as error:
+    with pytest.raises(
+        VTError,
+        match=r"expected the source file .*, found none; see the top of vtlite/data/build.py",
+    ) as error:
         build_from(sources)
     assert str(Path(gone)) in str(error.value)
 

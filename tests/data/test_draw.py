@@ -1,4 +1,5 @@
-"""Drawing: every shape looks like its name and lies where it was asked to, and one generator decides everything."""
+"""Drawing: every shape looks like its name and lies where it was asked to, and one generator
+decides everything."""
 
 from __future__ import annotations
 
@@ -16,7 +17,14 @@ def seeded(seed: int = 0) -> Generator:
     return Generator().manual_seed(seed)
 
 
-def shape(name: str, x: float = 0.0, y: float = 0.0, radius: float = 0.8, angle: float = 0.0, size: int = 64) -> Tensor:
+def shape(
+    name: str,
+    x: float = 0.0,
+    y: float = 0.0,
+    radius: float = 0.8,
+    angle: float = 0.0,
+    size: int = 64,
+) -> Tensor:
     """Coverage of one shape [size, size]."""
     values = (torch.tensor([float(v)]) for v in (x, y, radius, angle))
     return draw.shape_coverage(torch.tensor([draw.SHAPES.index(name)]), *values, size)[0, 0]
@@ -25,13 +33,17 @@ def shape(name: str, x: float = 0.0, y: float = 0.0, radius: float = 0.8, angle:
 def centre(coverage: Tensor) -> tuple[float, float]:
     """Centre of mass (x, y) in [-1, 1]."""
     axis = (torch.arange(len(coverage)) + 0.5) * 2 / len(coverage) - 1
-    return float((coverage.sum(0) * axis).sum() / coverage.sum()), float((coverage.sum(1) * axis).sum() / coverage.sum())
+    return float((coverage.sum(0) * axis).sum() / coverage.sum()), float(
+        (coverage.sum(1) * axis).sum() / coverage.sum()
+    )
 
 
 def dot(count: int = 1, size: int = 32) -> Tensor:
     """Red RGBA discs in the middle, for `place`."""
     alpha = shape("disc", radius=0.5, size=size).expand(count, 1, -1, -1)
-    return torch.cat([torch.ones_like(alpha), torch.zeros(count, 2, size, size), alpha], 1) * (alpha > 0)
+    return torch.cat([torch.ones_like(alpha), torch.zeros(count, 2, size, size), alpha], 1) * (
+        alpha > 0
+    )
 
 
 GREY = torch.rand(6, 1, 32, 32, generator=Generator().manual_seed(9))
@@ -61,7 +73,9 @@ def test_pictures_stay_between_zero_and_one_and_differ_within_a_batch(name: str)
 
 
 def test_contrast_shrinks_towards_grey() -> None:
-    full, half, none = (draw.backgrounds(20, 32, seeded(), contrast) for contrast in (1.0, 0.5, 0.0))
+    full, half, none = (
+        draw.backgrounds(20, 32, seeded(), contrast) for contrast in (1.0, 0.5, 0.0)
+    )
     assert (none == 0.5).all()
     assert half.min() >= 0.25
     assert half.max() <= 0.75
@@ -75,7 +89,8 @@ def test_a_background_is_smooth() -> None:
     assert ((pictures == 0) | (pictures == 1)).float().mean() < 0.05  # nor two plain halves
 
 
-# Shapes ----------------------------------------------------------------------------------------------------------------------------------
+# Shapes
+# ----------------------------------------------------------------------------------------------------------------------------------
 
 FILLED = {"disc": math.pi / 4, "square": 1.0, "triangle": 0.5}  # the part of the bounding box
 
@@ -129,18 +144,26 @@ def test_shapes_have_the_symmetry_of_their_name(name: str, angle: float) -> None
 @pytest.mark.parametrize("name", draw.SHAPES)
 @pytest.mark.parametrize(("x", "y"), [(0.5, -0.5), (-0.4, 0.3)])
 def test_a_shape_lies_where_it_was_asked_to(name: str, x: float, y: float) -> None:
-    off = 0.11 if name == "triangle" else 0.02  # in radii; a triangle's centre of mass is a little below its centre
+    off = (
+        0.11 if name == "triangle" else 0.02
+    )  # in radii; a triangle's centre of mass is a little below its centre
     assert centre(shape(name, x, y, radius=0.4)) == pytest.approx((x, y), abs=off * 0.4)
 
 
 def test_a_positive_angle_turns_from_right_to_down() -> None:
-    assert torch.allclose(shape("triangle", angle=math.pi / 2), shape("triangle").rot90(-1), atol=1e-4)
+    assert torch.allclose(
+        shape("triangle", angle=math.pi / 2), shape("triangle").rot90(-1), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", draw.SHAPES)
 def test_area_grows_with_the_square_of_the_radius_at_any_size(name: str) -> None:
-    assert float(shape(name, radius=0.8).sum() / shape(name, radius=0.4).sum()) == pytest.approx(4, rel=0.05)
-    assert float(shape(name, size=128).mean() / shape(name, size=32).mean()) == pytest.approx(1, rel=0.05)
+    assert float(shape(name, radius=0.8).sum() / shape(name, radius=0.4).sum()) == pytest.approx(
+        4, rel=0.05
+    )
+    assert float(shape(name, size=128).mean() / shape(name, size=32).mean()) == pytest.approx(
+        1, rel=0.05
+    )
 
 
 def test_a_batch_draws_each_its_own() -> None:
@@ -148,10 +171,15 @@ def test_a_batch_draws_each_its_own() -> None:
     x, y, radius, angle = torch.rand(4, len(kinds), generator=seeded())
     together = draw.shape_coverage(kinds, x, y, radius, angle, 32)
     for i, name in enumerate(draw.SHAPES):
-        assert torch.allclose(together[i, 0], shape(name, x[i].item(), y[i].item(), radius[i].item(), angle[i].item(), 32), atol=1e-5)
+        assert torch.allclose(
+            together[i, 0],
+            shape(name, x[i].item(), y[i].item(), radius[i].item(), angle[i].item(), 32),
+            atol=1e-5,
+        )
 
 
-# Sprites ---------------------------------------------------------------------------------------------------------------------------------
+# Sprites
+# ---------------------------------------------------------------------------------------------------------------------------------
 
 
 def placed(sprites: Tensor, scale: float = 1.0, shift: float = 0.0, rotate: float = 0.0) -> Tensor:
@@ -163,7 +191,9 @@ def test_placing_without_a_change_changes_nothing() -> None:
 
 
 def test_half_the_scale_is_a_quarter_of_the_area() -> None:
-    assert float(placed(dot(), scale=0.5)[:, 3].sum() / dot()[:, 3].sum()) == pytest.approx(0.25, rel=0.1)
+    assert float(placed(dot(), scale=0.5)[:, 3].sum() / dot()[:, 3].sum()) == pytest.approx(
+        0.25, rel=0.1
+    )
 
 
 def test_shifts_stay_in_their_range_and_use_it() -> None:
@@ -215,4 +245,6 @@ def test_ink_is_one_vivid_colour_with_the_strokes_as_coverage() -> None:
     assert torch.equal(sprites[:, 3:], GREY)
     colours = sprites[:, :3, 0, 0]
     assert torch.equal(sprites[:, :3], colours[..., None, None].expand(-1, -1, 32, 32))
-    assert (torch.minimum(colours, 1 - colours) <= 0.15).all()  # outside what a background of half contrast can show
+    assert (
+        torch.minimum(colours, 1 - colours) <= 0.15
+    ).all()  # outside what a background of half contrast can show

@@ -1,4 +1,5 @@
-"""Other people's images under the same protocol: folders of class folders, and torchvision's sets (stand-ins, no network)."""
+"""Other people's images under the same protocol: folders of class folders, and torchvision's sets
+(stand-ins, no network)."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from vtlite.data.folders import load_torchvision
 COLOURS = {"blue": (0, 0, 255), "red": (255, 0, 0)}
 
 
-def write_images(folder: Path, colour: tuple[int, int, int], count: int, ending: str = "png") -> None:
+def write_images(
+    folder: Path, colour: tuple[int, int, int], count: int, ending: str = "png"
+) -> None:
     """Pictures of one colour, each with its own number in the grey corner pixel."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
@@ -56,7 +59,8 @@ def message(path: Path) -> str:
     return str(error.value)
 
 
-# Folders ---------------------------------------------------------------------------------------------------------------------------------
+# Folders
+# ---------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_four_fifths_train_one_fifth_val_and_all_of_test(images: Path) -> None:
@@ -75,7 +79,9 @@ def test_labels_are_the_folders(images: Path) -> None:
 
 
 @pytest.mark.parametrize(("image_size", "side"), [(None, 32), (20, 20)])
-def test_images_are_floats_from_minus_one_to_one_at_the_size_asked_for(images: Path, image_size: int | None, side: int) -> None:
+def test_images_are_floats_from_minus_one_to_one_at_the_size_asked_for(
+    images: Path, image_size: int | None, side: int
+) -> None:
     image, label = load(images, image_size).train[0]
     assert image.shape == (3, side, side)
     assert image.dtype == torch.float32
@@ -86,7 +92,9 @@ def test_images_are_floats_from_minus_one_to_one_at_the_size_asked_for(images: P
 def test_two_loads_draw_the_same(images: Path) -> None:
     first, again = load(images), load(images)
     for a, b in ((first.train, again.train), (first.val, again.val), (first.test, again.test)):
-        assert all(torch.equal(x, y) and i == j for (x, i), (y, j) in zip(items(a), items(b), strict=True))
+        assert all(
+            torch.equal(x, y) and i == j for (x, i), (y, j) in zip(items(a), items(b), strict=True)
+        )
 
 
 def test_the_middle_of_a_wide_picture_is_kept(images: Path) -> None:
@@ -119,7 +127,9 @@ def test_a_thousand_images_are_drawn_of_more(tmp_path: Path) -> None:
         for name in COLOURS:
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(count // 2 + 1):
-                (tmp_path / split / name / f"{i}.png").touch()  # images are read only when asked for
+                (
+                    tmp_path / split / name / f"{i}.png"
+                ).touch()  # images are read only when asked for
     task: Any = load(tmp_path)
     assert task.sizes == (800, 200, 2000)
     assert not set(task.train.indices) & set(task.val.indices)
@@ -127,7 +137,10 @@ def test_a_thousand_images_are_drawn_of_more(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path, images: Path) -> None:
-    assert f"expected the folder {tmp_path / 'none' / 'train'} with one folder per class" in message(tmp_path / "none")
+    assert (
+        f"expected the folder {tmp_path / 'none' / 'train'} with one folder per class"
+        in message(tmp_path / "none")
+    )
     (images / "test").rename(images / "testing")
     assert f"expected the folder {images / 'test'}" in message(images)
 
@@ -177,7 +190,9 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [not_an_image, truncated, empty])
-def test_an_unreadable_image_is_named_when_its_turn_comes(images: Path, spoil: Callable[[Path], None]) -> None:
+def test_an_unreadable_image_is_named_when_its_turn_comes(
+    images: Path, spoil: Callable[[Path], None]
+) -> None:
     bad = images / "test" / "red" / "001.png"
     spoil(bad)
     task = load(images)
@@ -187,11 +202,13 @@ def test_an_unreadable_image_is_named_when_its_turn_comes(images: Path, spoil: C
     assert str(bad) in str(error.value)
 
 
-# torchvision -----------------------------------------------------------------------------------------------------------------------------
+# torchvision
+# -----------------------------------------------------------------------------------------------------------------------------
 
 
 class Stand:
-    """Stands in for a set of torchvision: `here` says whether its files are on disk, `network` whether it can be downloaded."""
+    """Stands in for a set of torchvision: `here` says whether its files are on disk, `network`
+    whether it can be downloaded."""
 
     here: ClassVar[bool] = True
     network: ClassVar[bool] = False
@@ -201,18 +218,23 @@ class Stand:
     def open(self, part: str, transform: Any, download: bool) -> None:
         if not type(self).here:
             if not download:
-                raise RuntimeError("Dataset not found or corrupted. You can use download=True to download it")
+                raise RuntimeError(
+                    "Dataset not found or corrupted. You can use download=True to download it"
+                )
             if not type(self).network:
                 raise URLError("no route to host")
             self.downloads.append(part)
         self.part, self.transform = part, transform
-        self.targets = [i % 3 for i in range(self.count if part.startswith("train") else self.count // 2)]
+        self.targets = [
+            i % 3 for i in range(self.count if part.startswith("train") else self.count // 2)
+        ]
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """A grey picture whose brightness is the label, with the index and the part in its corner."""
+        """A grey picture whose brightness is the label, with the index and the part in its
+        corner."""
         pixels = np.full((28, 28), 100 * self.targets[index], np.uint8)
         pixels[0, :3] = index % 256, index // 256, 255 * self.part.startswith("train")
         return self.transform(Image.fromarray(pixels)), self.targets[index]
@@ -221,7 +243,14 @@ class Stand:
 class ByTrain(Stand):
     classes: ClassVar[list[str]] = ["zero", "one", "two"]
 
-    def __init__(self, root: Path, train: bool = True, transform: Any = None, target_transform: Any = None, download: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        train: bool = True,
+        transform: Any = None,
+        target_transform: Any = None,
+        download: bool = False,
+    ) -> None:
         self.open("train" if train else "test", transform, download)
 
 
@@ -229,7 +258,12 @@ class BySplit(Stand):
     allowed: ClassVar[tuple[str, ...]] = ("train", "test")
 
     def __init__(
-        self, root: Path, split: str = "train", transform: Any = None, target_transform: Any = None, download: bool = False
+        self,
+        root: Path,
+        split: str = "train",
+        transform: Any = None,
+        target_transform: Any = None,
+        download: bool = False,
     ) -> None:
         if split not in self.allowed:
             raise ValueError(f"Unknown value '{split}' for argument split.")
@@ -255,7 +289,11 @@ def test_a_torchvision_set_follows_the_protocol(stand: Put, tmp_path: Path) -> N
     image, label = task.train[0]
     assert image.shape == (3, 32, 32)
     assert float(image[0, 16, 16]) == pytest.approx(100 * label / 127.5 - 1, abs=1e-6)
-    assert vt.load_task("torchvision:CIFAR10", image_size=48, root=tmp_path).test[0][0].shape == (3, 48, 48)
+    assert vt.load_task("torchvision:CIFAR10", image_size=48, root=tmp_path).test[0][0].shape == (
+        3,
+        48,
+        48,
+    )
 
 
 def test_its_splits_share_no_image_and_are_the_same_each_time(stand: Put, tmp_path: Path) -> None:
@@ -288,12 +326,16 @@ def test_what_is_missing_is_downloaded(stand: Put, tmp_path: Path) -> None:
 
 def test_no_network_is_a_sentence_with_what_to_do(stand: Put, tmp_path: Path) -> None:
     stand("CIFAR10", ByTrain, here=False)
-    with pytest.raises(vt.VTError, match=r"could not download CIFAR10 .*check the network, or put its files into") as error:
+    with pytest.raises(
+        vt.VTError, match=r"could not download CIFAR10 .*check the network, or put its files into"
+    ) as error:
         vt.load_task("torchvision:CIFAR10", root=tmp_path)
     assert str(tmp_path) in str(error.value)
 
 
-def test_a_test_split_that_cannot_be_downloaded_is_that_sentence_too(stand: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_test_split_that_cannot_be_downloaded_is_that_sentence_too(
+    stand: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stand("SVHN", BySplit)
     real = BySplit.open
 
@@ -314,7 +356,9 @@ def test_a_test_split_that_cannot_be_downloaded_is_that_sentence_too(stand: Put,
         ("OxfordIIITPet", ("trainval", "test"), "trainval", "test"),
     ],
 )
-def test_sets_with_named_splits(stand: Put, tmp_path: Path, name: str, allowed: tuple[str, ...], train: str, test: str) -> None:
+def test_sets_with_named_splits(
+    stand: Put, tmp_path: Path, name: str, allowed: tuple[str, ...], train: str, test: str
+) -> None:
     stand(name, BySplit, allowed=allowed)
     task: Any = vt.load_task(f"torchvision:{name}", root=tmp_path)
     assert task.train.dataset.part == task.val.dataset.part == train
@@ -322,8 +366,23 @@ def test_sets_with_named_splits(stand: Put, tmp_path: Path, name: str, allowed: 
     assert task.classes == ("0", "1", "2")  # a set without names gets numbers
 
 
-@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "SVHN", "DTD", "Flowers102", "OxfordIIITPet", "EuroSAT"])
-def test_the_usual_sets_are_known(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CIFAR10",
+        "CIFAR100",
+        "MNIST",
+        "FashionMNIST",
+        "SVHN",
+        "DTD",
+        "Flowers102",
+        "OxfordIIITPet",
+        "EuroSAT",
+    ],
+)
+def test_the_usual_sets_are_known(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if name == "EuroSAT":  # no official splits, so there is no test set to report on
         with pytest.raises(vt.VTError, match="unknown torchvision data set"):
             load_torchvision(name, tmp_path, 32)
@@ -340,7 +399,12 @@ def test_the_usual_sets_are_known(name: str, tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("CIFR10", "did you mean 'CIFAR10'"), ("cifar100", "unknown torchvision data set"), ("FakeData", "unknown"), ("__all__", "unknown")],
+    [
+        ("CIFR10", "did you mean 'CIFAR10'"),
+        ("cifar100", "unknown torchvision data set"),
+        ("FakeData", "unknown"),
+        ("__all__", "unknown"),
+    ],
 )
 def test_an_unknown_set_is_answered_with_the_nearest(name: str, sentence: str) -> None:
     with pytest.raises(vt.VTError) as error:
@@ -348,7 +412,9 @@ def test_an_unknown_set_is_answered_with_the_nearest(name: str, sentence: str) -
     assert sentence in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["Places365", "Kinetics", "PhotoTour", "LFWPeople", "StanfordCars"])
+@pytest.mark.parametrize(
+    "name", ["Places365", "Kinetics", "PhotoTour", "LFWPeople", "StanfordCars"]
+)
 def test_sets_of_another_interface_are_a_sentence(name: str, tmp_path: Path) -> None:
     with pytest.raises(vt.VTError):
         load_torchvision(name, tmp_path, 32)

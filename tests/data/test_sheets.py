@@ -1,4 +1,5 @@
-"""The embedded sheets: whole, labelled in the order of their tiles, with sources and licences, and small."""
+"""The embedded sheets: whole, labelled in the order of their tiles, with sources and licences, and
+small."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def test_every_emoji_has_a_drawing_and_three_names(style: str) -> None:
     assert sprites.shape == (len(facts), 4, 32, 32)
     assert 0 <= sprites.min() < sprites.max() <= 1
     assert (sprites[:, 3].amax((1, 2)) > 0.5).all()  # something to be seen on each
-    assert all(set(fact) == {"name", "category", "subcategory"} and all(fact.values()) for fact in facts)
+    assert all(
+        set(fact) == {"name", "category", "subcategory"} and all(fact.values()) for fact in facts
+    )
     assert len({fact["name"] for fact in facts}) == len(facts)
 
 
@@ -59,7 +62,8 @@ def test_photographs_by_split_and_kind() -> None:
 
 
 def test_kinds_belong_to_their_photographs() -> None:
-    """The mean photograph of a kind in train is nearest to that kind in test for most: chance is a fifth."""
+    """The mean photograph of a kind in train is nearest to that kind in test for most: chance is a
+    fifth."""
     (train, names), (test, wanted) = fashion("train"), fashion("test")
     kinds = sorted(set(names))
     means = torch.stack([train[[n == kind for n in names]].mean(0).flatten() for kind in kinds])
@@ -69,14 +73,22 @@ def test_kinds_belong_to_their_photographs() -> None:
 
 def test_trousers_have_a_gap_between_the_legs_and_bags_have_not() -> None:
     grey, names = fashion("upstream")
-    between = {kind: grey[[n == kind for n in names], 0, 24:29, 15:17].mean() for kind in ("trouser", "bag")}
+    between = {
+        kind: grey[[n == kind for n in names], 0, 24:29, 15:17].mean()
+        for kind in ("trouser", "bag")
+    }
     assert 2 * between["trouser"] < between["bag"]
 
 
 def test_everything_embedded_is_under_12_mb_and_is_installed() -> None:
-    folders = [resources.files("vtlite") / "data" / "assets", resources.files("vtlite") / "backbones" / "weights"]
+    folders = [
+        resources.files("vtlite") / "data" / "assets",
+        resources.files("vtlite") / "backbones" / "weights",
+    ]
     files = [file for folder in folders for file in folder.iterdir() if file.is_file()]
-    assert {"noto.webp", "twemoji.webp", "fashion.webp", "vtlite-tiny.safetensors"} <= {file.name for file in files}
+    assert {"noto.webp", "twemoji.webp", "fashion.webp", "vtlite-tiny.safetensors"} <= {
+        file.name for file in files
+    }
     assert sum(len(file.read_bytes()) for file in files) < 12 * 10**6
 
 
@@ -84,7 +96,9 @@ def test_every_embedded_file_has_a_licence() -> None:
     rows = [line for line in README.splitlines() if line.startswith("| `")]
     for file in ASSETS.iterdir():
         if file.name != "README.md":
-            assert any(f"`{file.name}`" in row and re.search("MIT|Apache|CC-BY", row) for row in rows), file.name
+            assert any(
+                f"`{file.name}`" in row and re.search("MIT|Apache|CC-BY", row) for row in rows
+            ), file.name
     assert all(path.with_suffix(".md").is_file() for path in WEIGHTS.glob("*.safetensors"))
 
 
@@ -93,4 +107,6 @@ def test_the_readme_counts_right() -> None:
 
 
 def test_the_readme_counts_the_photographs_right() -> None:
-    assert f"{sum(len(fashion(s)[1]) for s in ('upstream', 'train', 'test')):,} photographs" in README
+    assert (
+        f"{sum(len(fashion(s)[1]) for s in ('upstream', 'train', 'test')):,} photographs" in README
+    )

@@ -1,4 +1,5 @@
-"""The embedded tasks: sizes of the protocol, labels that agree with what is to be seen, and nothing shared between splits."""
+"""The embedded tasks: sizes of the protocol, labels that agree with what is to be seen, and nothing
+shared between splits."""
 
 from __future__ import annotations
 
@@ -24,7 +25,11 @@ from vtlite.data.tasks import ImageDataset, load_task
 
 CLASSES = {"fashion": 5, "digits": 10, "twemoji": 9, "shapes-location": 16, "shapes-count": 4}
 SPLITS = ("train", "val", "test")
-PHOTOGRAPHED = ("fashion", "digits", "twemoji")  # made from pictures that exist once; the others are drawn anew
+PHOTOGRAPHED = (
+    "fashion",
+    "digits",
+    "twemoji",
+)  # made from pictures that exist once; the others are drawn anew
 DIGESTS = """
 import hashlib, vtlite as vt
 for name in vt.TASKS:
@@ -46,18 +51,28 @@ def all_images(name: str) -> tuple[Tensor, Tensor]:
 
 
 def contents(images: Tensor) -> set[bytes]:
-    """One entry per different picture; floats in [0, 1] are compared as the bytes they came from."""
+    """One entry per different picture; floats in [0, 1] are compared as the bytes they came
+    from."""
     if images.is_floating_point():
         images = (images * 255).round().byte()
     return {picture.tobytes() for picture in images.numpy()}
 
 
 def without_scenery(name: str, patch: pytest.MonkeyPatch) -> vt.Task:
-    """The task with every source picture at its place, untinted, on black: what a source image is can then be compared."""
+    """The task with every source picture at its place, untinted, on black: what a source image is
+    can then be compared."""
     patch.setattr(draw, "place", lambda sprites, *args, **settings: sprites)
-    patch.setattr(draw, "backgrounds", lambda count, size, *args, **settings: torch.zeros(count, 3, size, size))
+    patch.setattr(
+        draw,
+        "backgrounds",
+        lambda count, size, *args, **settings: torch.zeros(count, 3, size, size),
+    )
     for colouring in ("tinted", "inks"):
-        patch.setattr(draw, colouring, lambda grey, *args: torch.cat([grey.expand(-1, 3, -1, -1), torch.ones_like(grey)], 1))
+        patch.setattr(
+            draw,
+            colouring,
+            lambda grey, *args: torch.cat([grey.expand(-1, 3, -1, -1), torch.ones_like(grey)], 1),
+        )
     return load_task(name)
 
 
@@ -107,7 +122,12 @@ def test_a_fresh_process_makes_the_same_pixels(capsys: pytest.CaptureFixture[str
     here = capsys.readouterr().out
     environment = {**os.environ, "PYTHONHASHSEED": "7"}  # the order of sets must not matter
     done = subprocess.run(
-        [sys.executable, "-c", DIGESTS], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", DIGESTS],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == here
     assert here.count("\n") == len(vt.TASKS)
@@ -119,7 +139,8 @@ def test_loading_leaves_the_global_generator_alone() -> None:
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-# No leaks --------------------------------------------------------------------------------------------------------------------------------
+# No leaks
+# --------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", vt.TASKS)
@@ -135,7 +156,8 @@ def test_no_image_is_in_two_tasks() -> None:
 
 @pytest.mark.parametrize("name", ["fashion", "digits", "twemoji"])
 def test_no_source_picture_is_in_two_splits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another place, colour and background make other bytes of the same drawing, so the bytes of the task are not enough."""
+    """Another place, colour and background make other bytes of the same drawing, so the bytes of
+    the task are not enough."""
     bare: Any = without_scenery(name, monkeypatch)
     train, val, test = (contents(getattr(bare, split).images) for split in SPLITS)
     assert not train & val
@@ -143,15 +165,21 @@ def test_no_source_picture_is_in_two_splits(name: str, monkeypatch: pytest.Monke
     assert not val & test
 
 
-# Labels ----------------------------------------------------------------------------------------------------------------------------------
+# Labels
+# ----------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_digits_are_labelled_as_the_nearest_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     bare: Any = without_scenery("digits", monkeypatch)
-    images = torch.cat([getattr(bare, split).images for split in SPLITS])[:, :1, 2:30, 2:30].float() / 255
+    images = (
+        torch.cat([getattr(bare, split).images for split in SPLITS])[:, :1, 2:30, 2:30].float()
+        / 255
+    )
     scans = load_digits()
     small = F.interpolate(images, 8, mode="bilinear", antialias=True).flatten(1)
-    templates = F.interpolate(torch.from_numpy(scans.images).float()[:, None] / 16, 28, mode="bilinear")
+    templates = F.interpolate(
+        torch.from_numpy(scans.images).float()[:, None] / 16, 28, mode="bilinear"
+    )
     templates = F.interpolate(templates, 8, mode="bilinear", antialias=True).flatten(1)
     nearest = torch.cdist(small, templates).argmin(1)
     assert sorted(nearest.tolist()) == list(range(len(scans.target)))  # every scan, once
@@ -159,29 +187,39 @@ def test_digits_are_labelled_as_the_nearest_scan(monkeypatch: pytest.MonkeyPatch
     assert [int(bare.classes[i]) for i in labels] == scans.target[nearest].tolist()
 
 
-def test_twemoji_are_labelled_with_the_category_of_the_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twemoji_are_labelled_with_the_category_of_the_drawing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bare: Any = without_scenery("twemoji", monkeypatch)
     sprites, facts = emoji("twemoji")
     visible = ((sprites[:, :3] * sprites[:, 3:]) * 255).round().byte().numpy()
-    category = {picture.tobytes(): fact["category"] for picture, fact in zip(visible, facts, strict=True)}
+    category = {
+        picture.tobytes(): fact["category"] for picture, fact in zip(visible, facts, strict=True)
+    }
     for split in SPLITS:
         data = getattr(bare, split)
         found = [category[picture.tobytes()] for picture in data.images.numpy()]
         assert found == [bare.classes[label] for label in data.labels]
 
 
-def test_fashion_is_labelled_with_the_kind_of_the_photograph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fashion_is_labelled_with_the_kind_of_the_photograph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bare: Any = without_scenery("fashion", monkeypatch)
     for split in SPLITS:
         grey, names = fashion("test" if split == "test" else "train")
-        kind = {p.tobytes(): name for p, name in zip((grey * 255).round().byte().numpy(), names, strict=True)}
+        kind = {
+            p.tobytes(): name
+            for p, name in zip((grey * 255).round().byte().numpy(), names, strict=True)
+        }
         data = getattr(bare, split)
         found = [kind[picture.tobytes()] for picture in data.images[:, :1].contiguous().numpy()]
         assert found == [bare.classes[label] for label in data.labels]
 
 
 def ink(images: Tensor) -> Tensor:
-    """Where a vivid shape is to be seen: the backgrounds keep to the middle half of each channel."""
+    """Where a vivid shape is to be seen: the backgrounds keep to the middle half of each
+    channel."""
     return ((images < 0.2 * 255) | (images > 0.8 * 255)).any(1)
 
 
@@ -190,14 +228,20 @@ def test_a_location_is_the_cell_that_the_shape_lies_in() -> None:
     seen = ink(images).float()
     pixels = torch.arange(32) + 0.5
     total = seen.sum((1, 2))
-    row, column = (seen.sum(2) @ pixels / total).div(8).long(), (seen.sum(1) @ pixels / total).div(8).long()
-    names = [f"row {r + 1}, column {c + 1}" for r, c in zip(row.tolist(), column.tolist(), strict=True)]
+    row, column = (
+        (seen.sum(2) @ pixels / total).div(8).long(),
+        (seen.sum(1) @ pixels / total).div(8).long(),
+    )
+    names = [
+        f"row {r + 1}, column {c + 1}" for r, c in zip(row.tolist(), column.tolist(), strict=True)
+    ]
     assert total.min() >= 4
     assert names == [task("shapes-location").classes[label] for label in labels]
 
 
 def occupied_cells(seen: Tensor) -> Tensor:
-    """Cells of the 4x4 grid with ink in their middle, where no neighbour reaches: [N, 32, 32] -> [N, 4, 4]."""
+    """Cells of the 4x4 grid with ink in their middle, where no neighbour reaches: [N, 32, 32] ->
+    [N, 4, 4]."""
     return seen.view(-1, 4, 8, 4, 8)[:, :, 2:6, :, 2:6].any(4).any(2)
 
 
@@ -213,13 +257,16 @@ def test_a_count_is_the_number_of_pieces_where_no_shapes_touch() -> None:
     cells = occupied_cells(seen)
     neighbours = F.conv2d(cells.float()[:, None], torch.ones(1, 1, 3, 3), padding=1)[:, 0]
     apart = (neighbours[:, None] * cells[:, None]).amax((1, 2, 3)) == 1
-    pieces = torch.tensor([ndimage.label(mask, torch.ones(3, 3).numpy())[1] for mask in seen[apart].numpy()])
+    pieces = torch.tensor(
+        [ndimage.label(mask, torch.ones(3, 3).numpy())[1] for mask in seen[apart].numpy()]
+    )
     assert set(pieces.tolist()) == {1, 2, 3, 4}
     # A thin shape may be broken in two by the threshold on its anti-aliased edge.
     assert (pieces == labels[apart] + 1).float().mean() > 0.99
 
 
-# Sizes, types and names ------------------------------------------------------------------------------------------------------------------
+# Sizes, types and names
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [24, 48])
@@ -243,17 +290,27 @@ def test_resizing_a_hard_edge_stays_within_bytes() -> None:
 
 
 def test_black_is_minus_one_and_white_is_one() -> None:
-    data = ImageDataset(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 4, 4), torch.tensor([0, 1]))
+    data = ImageDataset(
+        torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 4, 4),
+        torch.tensor([0, 1]),
+    )
     assert (data[0][0] == -1).all()
     assert (data[1][0] == 1).all()
 
 
 @pytest.mark.parametrize(
     ("images", "labels"),
-    [(torch.zeros(2, 3, 4, 4), 2), (torch.zeros(3, 4, 4, dtype=torch.uint8), 3), (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), 1)],
+    [
+        (torch.zeros(2, 3, 4, 4), 2),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), 3),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), 1),
+    ],
 )
 def test_other_images_are_refused_with_what_to_do(images: Tensor, labels: int) -> None:
-    with pytest.raises(vt.VTError, match=r"expected uint8 images \[N, C, H, W\] and N labels, found .* convert the images"):
+    with pytest.raises(
+        vt.VTError,
+        match=r"expected uint8 images \[N, C, H, W\] and N labels, found .* convert the images",
+    ):
         ImageDataset(images, torch.zeros(labels, dtype=torch.long))
 
 

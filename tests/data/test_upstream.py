@@ -37,7 +37,9 @@ def test_items_by_one_and_by_many_agree() -> None:
 
 def test_reading_the_sheets_again_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     for reader in ("emoji", "fashion"):
-        monkeypatch.setattr(f"vtlite.data.upstream.{reader}", getattr(sheets, reader).__wrapped__)  # past the cache
+        monkeypatch.setattr(
+            f"vtlite.data.upstream.{reader}", getattr(sheets, reader).__wrapped__
+        )  # past the cache
     again = Upstream()
     assert again.classes == upstream().classes
     assert torch.equal(again.labels, upstream().labels)
@@ -47,7 +49,10 @@ def test_reading_the_sheets_again_gives_the_same(monkeypatch: pytest.MonkeyPatch
 def test_labels_are_the_names_of_what_is_drawn() -> None:
     data = upstream()
     sprites, facts = sheets.emoji("noto")
-    drawn = {sprite.tobytes(): fact["subcategory"] for sprite, fact in zip(sprites.numpy(), facts, strict=True)}
+    drawn = {
+        sprite.tobytes(): fact["subcategory"]
+        for sprite, fact in zip(sprites.numpy(), facts, strict=True)
+    }
     for index in range(5000, len(data), 97):
         assert data.classes[data.labels[index]] == drawn[data.sprites[index].numpy().tobytes()]
     _, names = sheets.fashion("upstream")
@@ -55,9 +60,13 @@ def test_labels_are_the_names_of_what_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHED)
-def test_no_source_picture_of_a_task_is_seen_in_pre_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_source_picture_of_a_task_is_seen_in_pre_training(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     colour, alpha = upstream().sprites[:, :3], upstream().sprites[:, 3:]
-    seen = contents(colour) | contents(colour * alpha)  # a photograph as it is; a drawing as it is to be seen on black
+    seen = contents(colour) | contents(
+        colour * alpha
+    )  # a photograph as it is; a drawing as it is to be seen on black
     bare: Any = without_scenery(name, monkeypatch)
     for split in SPLITS:
         assert not seen & contents(getattr(bare, split).images)
@@ -65,7 +74,10 @@ def test_no_source_picture_of_a_task_is_seen_in_pre_training(name: str, monkeypa
 
 def test_this_comparison_would_find_a_shared_picture() -> None:
     colour, alpha = upstream().sprites[:, :3], upstream().sprites[:, 3:]
-    photographs, drawings = contents(sheets.fashion("upstream")[0].expand(-1, 3, -1, -1)), sheets.emoji("noto")[0]
+    photographs, drawings = (
+        contents(sheets.fashion("upstream")[0].expand(-1, 3, -1, -1)),
+        sheets.emoji("noto")[0],
+    )
     assert photographs <= contents(colour)
     assert contents(drawings[:, :3] * drawings[:, 3:]) <= contents(colour * alpha)
 

@@ -1,4 +1,5 @@
-"""What every method must pass, as plain functions of a method's name: `test_methods.py` runs them over all of `vt.METHODS`."""
+"""What every method must pass, as plain functions of a method's name: `test_methods.py` runs them
+over all of `vt.METHODS`."""
 
 from __future__ import annotations
 
@@ -23,8 +24,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "aurora": {"rank": 6},
     "dldr": {"k": 4, "snapshots": 6, "stride": 1},
     "dora": {"rank": 2},
-    "dp_bitfit": {"noise_multiplier": 0.0, "clipping": "abadi", "max_norm": 1e6},  # BitFit; test_parameter_bias.py clips and adds noise
-    "dylora": {"rank": 1},  # each step draws a rank to train, here the only one; test_parameter_low_rank.py has more of them
+    "dp_bitfit": {
+        "noise_multiplier": 0.0,
+        "clipping": "abadi",
+        "max_norm": 1e6,
+    },  # BitFit; test_parameter_bias.py clips and adds noise
+    "dylora": {
+        "rank": 1
+    },  # each step draws a rank to train, here the only one; test_parameter_low_rank.py has more of them
     "fact_tk": {"rank": 4},
     "fact_tt": {"rank": 4},
     "lora": {"rank": 2},
@@ -41,7 +48,13 @@ def batch(count: int = 5) -> tuple[Tensor, Tensor]:
 
 
 def tuned(name: str, backbone: nn.Module | None = None, seed: int = 0) -> vt.Tuned:
-    return vt.tune(backbone or make_tiny(), name, num_classes=CLASSES, seed=seed, **SMALL.get(name.split("/")[-1], {}))
+    return vt.tune(
+        backbone or make_tiny(),
+        name,
+        num_classes=CLASSES,
+        seed=seed,
+        **SMALL.get(name.split("/")[-1], {}),
+    )
 
 
 def trained(name: str, backbone: nn.Module | None = None) -> vt.Tuned:
@@ -55,7 +68,9 @@ def trained(name: str, backbone: nn.Module | None = None) -> vt.Tuned:
     return model
 
 
-def step(model: vt.Tuned, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
+def step(
+    model: vt.Tuned, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+) -> float:
     optimizer.zero_grad()
     loss = model.method.backward(model, images, labels)
     optimizer.step()
@@ -74,7 +89,12 @@ def leaves_the_backbone_alone(name: str) -> None:
     modules, values = str(backbone), {key: t.clone() for key, t in backbone.state_dict().items()}
     flags = [p.requires_grad for p in backbone.parameters()]
     model, (images, labels) = tuned(name, backbone), batch()
-    step(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0), images, labels)
+    step(
+        model,
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0),
+        images,
+        labels,
+    )
     assert str(backbone) == modules
     assert [p.requires_grad for p in backbone.parameters()] == flags
     assert all(torch.equal(values[key], t) for key, t in backbone.state_dict().items())
@@ -83,7 +103,9 @@ def leaves_the_backbone_alone(name: str) -> None:
 def trains_only_what_it_declares(name: str) -> None:
     model, (images, labels) = tuned(name), batch()
     frozen = {key: p.detach().clone() for key, p in model.named_parameters() if not p.requires_grad}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)  # all parameters: only the flags protect the frozen
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=0.1, weight_decay=0.1
+    )  # all parameters: only the flags protect the frozen
     for _ in range(2):
         step(model, optimizer, images, labels)
     now = dict(model.named_parameters())
@@ -97,7 +119,11 @@ def gradients_reach_everything_within_two_steps(name: str) -> None:
     reached: set[str] = set()
     for _ in range(2):
         step(model, optimizer, images, labels)
-        reached |= {key for key, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+        reached |= {
+            key
+            for key, p in model.named_parameters()
+            if p.grad is not None and p.grad.abs().max() > 0
+        }
     assert reached == {key for key, p in model.named_parameters() if p.requires_grad}
 
 
@@ -120,8 +146,12 @@ def merged_equals_unmerged(name: str) -> None:
     plain: Any = vt.merge(model)
     assert torch.allclose(plain(images), before, atol=1e-5, rtol=1e-5)
     assert torch.equal(model(images), before)
-    like = make_tiny(depth=len(plain.blocks), num_classes=CLASSES)  # a plain ViT: the same modules under the same names
-    assert [(key, type(m)) for key, m in plain.named_modules()] == [(key, type(m)) for key, m in like.named_modules()]
+    like = make_tiny(
+        depth=len(plain.blocks), num_classes=CLASSES
+    )  # a plain ViT: the same modules under the same names
+    assert [(key, type(m)) for key, m in plain.named_modules()] == [
+        (key, type(m)) for key, m in like.named_modules()
+    ]
     assert all(p.requires_grad for p in plain.parameters())
 
 
@@ -133,10 +163,18 @@ def delta_round_trip(name: str, folder: Path) -> None:
     vt.load_delta(fresh, folder / "delta.safetensors")
     assert torch.equal(fresh(images), model(images))
     bytes_of_values = 4 * vt.count_parameters(model)[0]
-    for module in model.modules():  # where the numbers that train belong is stored with them: GPS's places, DLDR's directions
+    for module in (
+        model.modules()
+    ):  # where the numbers that train belong is stored with them: GPS's places, DLDR's directions
         if any(p.requires_grad for p in module.parameters(recurse=False)):
-            bytes_of_values += sum(b.nbytes for key, b in module.named_buffers(recurse=False) if key in module.state_dict())
-    assert bytes_of_values <= (folder / "delta.safetensors").stat().st_size <= bytes_of_values + 8192  # nothing frozen was written
+            bytes_of_values += sum(
+                b.nbytes
+                for key, b in module.named_buffers(recurse=False)
+                if key in module.state_dict()
+            )
+    assert (
+        bytes_of_values <= (folder / "delta.safetensors").stat().st_size <= bytes_of_values + 8192
+    )  # nothing frozen was written
 
 
 def works_on_timm_as_on_ours(name: str) -> None:
@@ -146,12 +184,16 @@ def works_on_timm_as_on_ours(name: str) -> None:
     theirs.load_state_dict(ours.state_dict(), strict=False)
     images, labels = batch()
     a, b = tuned(name, ours), tuned(name, theirs)
-    optimizers = [torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.1) for m in (a, b)]
+    optimizers = [
+        torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.1) for m in (a, b)
+    ]
     for _ in range(2):
         losses = [step(m, o, images, labels) for m, o in zip((a, b), optimizers, strict=True)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert torch.allclose(a(images), b(images), atol=1e-5)
-    assert {key for key, p in a.named_parameters() if p.requires_grad} == {key for key, p in b.named_parameters() if p.requires_grad}
+    assert {key for key, p in a.named_parameters() if p.requires_grad} == {
+        key for key, p in b.named_parameters() if p.requires_grad
+    }
     assert a.fingerprint == b.fingerprint  # so that a delta made on one loads on the other
 
 
@@ -183,7 +225,11 @@ def runs_compiled(name: str) -> None:
     by_compiled = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     model.method.backward(model, images, labels)
-    assert all(torch.allclose(by_compiled[key], p.grad, atol=1e-5) for key, p in model.named_parameters() if p.grad is not None)
+    assert all(
+        torch.allclose(by_compiled[key], p.grad, atol=1e-5)
+        for key, p in model.named_parameters()
+        if p.grad is not None
+    )
 
 
 def runs_in_bfloat16(name: str) -> None:
@@ -202,7 +248,9 @@ def runs_as_a_pure_function(name: str) -> None:
         for p in other.parameters():
             p.mul_(1.1)
     values = {key: p.detach() for key, p in other.named_parameters()}
-    assert torch.allclose(torch.func.functional_call(model, values, images), other(images), atol=1e-6)
+    assert torch.allclose(
+        torch.func.functional_call(model, values, images), other(images), atol=1e-6
+    )
 
 
 def frozen_modules_stay_in_eval_mode(name: str) -> None:

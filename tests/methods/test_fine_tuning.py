@@ -1,4 +1,5 @@
-"""What the methods of the first group promise beyond the common suite: schedules, penalties, averages."""
+"""What the methods of the first group promise beyond the common suite: schedules, penalties,
+averages."""
 
 from __future__ import annotations
 
@@ -34,14 +35,25 @@ def test_layerwise_decay_gives_each_layer_its_rate() -> None:
     for group in groups:
         for p in group["params"]:
             name = names[id(p)].removeprefix("backbone.")
-            expected = 0 if name.startswith(("cls", "pos", "patch")) else int(name.split(".")[1]) + 1 if name.startswith("blocks") else 4
+            expected = (
+                0
+                if name.startswith(("cls", "pos", "patch"))
+                else int(name.split(".")[1]) + 1
+                if name.startswith("blocks")
+                else 4
+            )
             assert group["layer"] == expected
             assert model.method.lr_scale(group["layer"], 3, 0.3) == 0.5 ** (4 - expected)
-            assert bool(group["weight_decay"]) == (p.ndim >= 2 and "pos_embed" not in name and "cls_token" not in name)
+            assert bool(group["weight_decay"]) == (
+                p.ndim >= 2 and "pos_embed" not in name and "cls_token" not in name
+            )
 
 
 def test_layerwise_decay_of_one_is_full_fine_tuning() -> None:
-    models = [vt.tune(make_tiny(), name, 3, **settings) for name, settings in (("full", {}), ("layerwise_decay", {"decay": 1.0}))]
+    models = [
+        vt.tune(make_tiny(), name, 3, **settings)
+        for name, settings in (("full", {}), ("layerwise_decay", {"decay": 1.0}))
+    ]
     for model in models:
         vt.fit(model, data(), epochs=2, lr=1e-3, progress=False)
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
@@ -56,11 +68,19 @@ def test_gradual_unfreezing_goes_from_the_head_down_and_holds_the_rest_exactly()
     for step in range(20):
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
         run.step(step, images, labels)
-        moved = {layer_of(n, names) for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+        moved = {
+            layer_of(n, names) for n, p in model.named_parameters() if not torch.equal(p, before[n])
+        }
         assert moved == set(range(min(moved), 5))
         order.append(min(moved))
     assert sorted(order, reverse=True) == order
-    assert [order.index(layer) for layer in (4, 3, 2, 1, 0)] == [0, 4, 8, 12, 16]  # a fifth of the training each
+    assert [order.index(layer) for layer in (4, 3, 2, 1, 0)] == [
+        0,
+        4,
+        8,
+        12,
+        16,
+    ]  # a fifth of the training each
 
 
 def test_the_fitted_head_is_logistic_regression() -> None:
@@ -78,7 +98,10 @@ def test_lp_ft_starts_from_the_fitted_head_and_an_untouched_backbone() -> None:
     plain = vt.tune(make_tiny(), "full", 3)
     model.method.prepare(model, data())
     assert vt.evaluate(model, data())["loss"] < vt.evaluate(plain, data())["loss"]
-    assert all(torch.equal(a, b) for a, b in zip(model.backbone.parameters(), plain.backbone.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.backbone.parameters(), plain.backbone.parameters(), strict=True)
+    )
 
 
 def test_l2_sp_adds_half_the_squared_distance_of_matrices() -> None:
@@ -106,13 +129,19 @@ def test_wise_ft_ends_between_probe_and_tuned(alpha: float) -> None:
     tuned = vt.tune(make_tiny(), "lp_ft", 3)
     vt.fit(tuned, data(), epochs=2, lr=1e-3, progress=False)
     for name, t in results[alpha].items():
-        torch.testing.assert_close(t, (1 - alpha) * results[0.0][name] + alpha * results[1.0][name], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            t, (1 - alpha) * results[0.0][name] + alpha * results[1.0][name], atol=1e-6, rtol=1e-5
+        )
         torch.testing.assert_close(results[1.0][name], tuned.state_dict()[name])
     assert torch.equal(results[0.0]["backbone.norm.weight"], make_tiny().norm.weight)
 
 
-@pytest.mark.parametrize("name", ["wise_ft", "gradual_unfreezing", "lp_ft", "l2_sp", "layerwise_decay", "mlp_head"])
-def test_a_stopped_run_continues_to_the_same_weights(name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["wise_ft", "gradual_unfreezing", "lp_ft", "l2_sp", "layerwise_decay", "mlp_head"]
+)
+def test_a_stopped_run_continues_to_the_same_weights(
+    name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, part = (vt.tune(make_tiny(), name, 3) for _ in range(2))
     vt.fit(whole, data(), epochs=3, progress=False)
     method_save, saved = _Run.save, 0
@@ -129,7 +158,10 @@ def test_a_stopped_run_continues_to_the_same_weights(name: str, tmp_path: Any, m
         vt.fit(part, data(), epochs=3, checkpoint=tmp_path / "c", progress=False)
     monkeypatch.setattr(_Run, "save", method_save)
     vt.fit(part, data(), epochs=3, checkpoint=tmp_path / "c", progress=False)
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), part.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.state_dict().values(), part.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,6 +177,8 @@ def test_a_stopped_run_continues_to_the_same_weights(name: str, tmp_path: Any, m
         ("mlp_head", {"layers": 0}, "expected layers an integer of at least 1"),
     ],
 )
-def test_settings_out_of_range_are_a_sentence(name: str, settings: dict[str, Any], sentence: str) -> None:
+def test_settings_out_of_range_are_a_sentence(
+    name: str, settings: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(vt.VTError, match=sentence):
         vt.tune(make_tiny(), name, 3, **settings)

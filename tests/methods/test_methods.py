@@ -1,4 +1,5 @@
-"""One suite for all methods. A new method is in it by being in `vt.METHODS`; only its published count is added below."""
+"""One suite for all methods. A new method is in it by being in `vt.METHODS`; only its published
+count is added below."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import pytest
 import vtlite as vt
 from tests.methods import checks
 
-# Trained on ViT-B/16 without the head, with the settings given: ../methods' sheets, computed from shapes and checked with the papers' figures.
+# Trained on ViT-B/16 without the head, with the settings given: ../methods' sheets, computed from
+# shapes and checked with the papers' figures.
 PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("full", {}, 85_798_656),
     ("linear", {}, 0),
@@ -31,7 +33,11 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("lora", {}, 294_912),  # 12 * 2 * 2 * 768 * 8: V-PETL Bench prints 0.29 M
     ("lora", {"rank": 4}, 147_456),
     ("lora", {"rank": 8, "targets": "qkv"}, 442_368),
-    ("lora", {"targets": "", "layers": ("qkv", "proj")}, 442_368),  # 12 * 8 * (768 + 2304 + 2 * 768)
+    (
+        "lora",
+        {"targets": "", "layers": ("qkv", "proj")},
+        442_368,
+    ),  # 12 * 8 * (768 + 2304 + 2 * 768)
     ("lora", {"layers": ("proj", "fc1", "fc2")}, 884_736),  # 12 * 8 * (2 * 768 + 2 * (768 + 3072))
     ("dylora", {}, 294_912),  # as LoRA of the largest rank
     ("dora", {}, 313_344),  # as LoRA, and 12 * 2 * 768 lengths
@@ -55,7 +61,11 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("adapterbias", {}, 46_092),  # 12 * (768 + 3072 + 1)
     ("adapterbias", {"norms": True}, 64_524),  # and 12 norms of 2 * 768
     ("side_tuning", {}, 14_919_937),  # 2 blocks of 7,087,872, embeddings 742,656, norm 1,536, a
-    ("side_tuning", {"side": "alexnet"}, 9_547_585),  # VPT's: AlexNet's features 2,469,696, 9216 * 768, a
+    (
+        "side_tuning",
+        {"side": "alexnet"},
+        9_547_585,
+    ),  # VPT's: AlexNet's features 2,469,696, 9216 * 768, a
     ("dldr", {}, 40),
     ("gps", {}, 167_424),  # rows 12 * (2304 + 768 + 3072 + 768) + 768, and as many biases
     ("gps", {"k": 2}, 251_136),
@@ -75,8 +85,14 @@ def vit_b16() -> Any:
     return vt.create_backbone("vit_base_patch16_224", device="meta")
 
 
-@pytest.mark.parametrize(("method", "settings", "count"), PUBLISHED, ids=lambda value: str(value) if not isinstance(value, dict) else "")
-def test_published_parameter_count(method: str, settings: dict[str, Any], count: int, vit_b16: Any) -> None:
+@pytest.mark.parametrize(
+    ("method", "settings", "count"),
+    PUBLISHED,
+    ids=lambda value: str(value) if not isinstance(value, dict) else "",
+)
+def test_published_parameter_count(
+    method: str, settings: dict[str, Any], count: int, vit_b16: Any
+) -> None:
     model = vt.tune(vit_b16, method, num_classes=100, **settings)
     assert vt.count_parameters(model)[0] - (768 * 100 + 100) == count
 

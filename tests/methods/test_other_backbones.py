@@ -18,8 +18,14 @@ BACKBONES = {
     "hybrid": MAKERS["hybrid"],
     "deit": MAKERS["deit"],
     "swin": lambda: vt.create_backbone(
-        "swin_tiny_patch4_window7_224", img_size=32, embed_dim=12, depths=(2, 2), num_heads=(2, 3), window_size=4),
-}  # fmt: skip
+        "swin_tiny_patch4_window7_224",
+        img_size=32,
+        embed_dim=12,
+        depths=(2, 2),
+        num_heads=(2, 3),
+        window_size=4,
+    ),
+}
 REFUSED = {
     "resnet": {
         "vpt_deep",
@@ -52,7 +58,9 @@ def test_works_whole_or_refuses_in_a_sentence(kind: str, key: str, tmp_path: Pat
     name, backbone = key.rsplit("/", 1)[-1], shaken(BACKBONES[kind]())
     settings: dict[str, Any] = SMALL.get(name, {})
     if name in REFUSED[kind]:
-        with pytest.raises(vt.VTError, match=f"expected a (ViT|backbone with).*found {type(backbone).__name__}"):
+        with pytest.raises(
+            vt.VTError, match=f"expected a (ViT|backbone with).*found {type(backbone).__name__}"
+        ):
             vt.tune(backbone, key, CLASSES, **settings)
         return
     images, labels = batch()
@@ -60,7 +68,10 @@ def test_works_whole_or_refuses_in_a_sentence(kind: str, key: str, tmp_path: Pat
     data = torch.utils.data.TensorDataset(images, labels)
     model = vt.tune(backbone, key, CLASSES, **settings)
     if not find_method(key).identity:
-        torch.testing.assert_close(model.features(images), backbone.forward_head(backbone.forward_features(images), pre_logits=True))
+        torch.testing.assert_close(
+            model.features(images),
+            backbone.forward_head(backbone.forward_features(images), pre_logits=True),
+        )
     vt.fit(model, data, epochs=2, lr=1e-2, batch_size=3, progress=False)
     assert all(torch.equal(t, before[k]) for k, t in backbone.state_dict().items())
     out = model(images)
@@ -71,15 +82,27 @@ def test_works_whole_or_refuses_in_a_sentence(kind: str, key: str, tmp_path: Pat
         plain: Any = vt.merge(model)
         assert type(plain) is type(backbone)
         torch.testing.assert_close(plain.eval()(images), out, atol=1e-5, rtol=1e-5)
-        assert set(plain.state_dict()) - set(before) <= {k for k in plain.state_dict() if k.startswith(("head.", "head_dist.", "fc."))}
+        assert set(plain.state_dict()) - set(before) <= {
+            k for k in plain.state_dict() if k.startswith(("head.", "head_dist.", "fc."))
+        }
 
 
-def test_a_frozen_batch_norm_keeps_its_statistics_and_its_place_out_of_the_delta(tmp_path: Path) -> None:
+def test_a_frozen_batch_norm_keeps_its_statistics_and_its_place_out_of_the_delta(
+    tmp_path: Path,
+) -> None:
     images, labels = batch(6)
     backbone = shaken(MAKERS["resnet"]())
     model = vt.tune(backbone, "partial", CLASSES)
-    vt.fit(model, torch.utils.data.TensorDataset(images, labels), epochs=1, batch_size=3, progress=False)
-    moved = {n for n, b in model.backbone.named_buffers() if not torch.equal(b, backbone.get_buffer(n))}
+    vt.fit(
+        model,
+        torch.utils.data.TensorDataset(images, labels),
+        epochs=1,
+        batch_size=3,
+        progress=False,
+    )
+    moved = {
+        n for n, b in model.backbone.named_buffers() if not torch.equal(b, backbone.get_buffer(n))
+    }
     assert moved == {n for n, _ in backbone.named_buffers() if n.startswith("layer4.")}
     vt.save_delta(model, tmp_path / "d.safetensors")
     from safetensors import safe_open
@@ -95,7 +118,12 @@ def test_bn_only_count_on_resnet50() -> None:
 
 def test_a_student_of_another_kind_can_be_given() -> None:
     images, labels = batch(6)
-    teacher, student = shaken(MAKERS["resnet"]()), vt.create_backbone("vtlite-tiny", embed_dim=24, depth=1)
-    model = vt.tune(teacher, "kd", CLASSES, student=student, teacher_method="linear", teacher_epochs=1)
+    teacher, student = (
+        shaken(MAKERS["resnet"]()),
+        vt.create_backbone("vtlite-tiny", embed_dim=24, depth=1),
+    )
+    model = vt.tune(
+        teacher, "kd", CLASSES, student=student, teacher_method="linear", teacher_epochs=1
+    )
     vt.fit(model, torch.utils.data.TensorDataset(images, labels), epochs=1, progress=False)
     assert type(vt.merge(model)) is type(student)

@@ -1,4 +1,5 @@
-"""The bias part of parameter tuning beyond the common suite: subsets, formulas by hand, clipping and noise, the privacy accountant."""
+"""The bias part of parameter tuning beyond the common suite: subsets, formulas by hand, clipping
+and noise, the privacy accountant."""
 
 from __future__ import annotations
 
@@ -24,17 +25,26 @@ from vtlite.methods.parameter.bias.accountant import epsilon, noise_multiplier_f
 D = 24  # the width of make_tiny
 
 
-# BitFit -----------------------------------------------------------------------------------------------------------------------------------
+# BitFit
+# -----------------------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("subset", "moving"),
     [
         (("query", "fc1"), {"attn.qkv.bias": range(D), "mlp.fc1.bias": range(4 * D)}),
-        (("value", "query", "norm2"), {"attn.qkv.bias": [*range(D), *range(2 * D, 3 * D)], "norm2.bias": range(D)}),
+        (
+            ("value", "query", "norm2"),
+            {"attn.qkv.bias": [*range(D), *range(2 * D, 3 * D)], "norm2.bias": range(D)},
+        ),
         (("qkv", "key"), {"attn.qkv.bias": range(3 * D)}),
-        (("proj", "fc2", "norm1"), {"attn.proj.bias": range(D), "mlp.fc2.bias": range(D), "norm1.bias": range(D)}),
+        (
+            ("proj", "fc2", "norm1"),
+            {"attn.proj.bias": range(D), "mlp.fc2.bias": range(D), "norm1.bias": range(D)},
+        ),
     ],
 )
-def test_a_subset_moves_these_biases_and_no_other(subset: tuple[str, ...], moving: dict[str, Any]) -> None:
+def test_a_subset_moves_these_biases_and_no_other(
+    subset: tuple[str, ...], moving: dict[str, Any]
+) -> None:
     backbone = make_tiny()
     model = vt.tune(backbone, "bitfit", 3, subset=subset)
     with torch.no_grad():
@@ -62,18 +72,25 @@ def test_the_key_bias_trains_in_name_only() -> None:
 
 
 def test_a_subset_names_layers_that_have_a_bias() -> None:
-    with pytest.raises(vt.VTError, match=r"unknown layer of bitfit's subset 'querry': did you mean 'query'"):
+    with pytest.raises(
+        vt.VTError, match=r"unknown layer of bitfit's subset 'querry': did you mean 'query'"
+    ):
         vt.tune(make_tiny(), "bitfit", 3, subset=("querry",))
-    with pytest.raises(vt.VTError, match=r"unknown .* 'query'"):  # fused or not, there is no such bias
+    with pytest.raises(
+        vt.VTError, match=r"unknown .* 'query'"
+    ):  # fused or not, there is no such bias
         vt.tune(make_tiny(qkv_bias=False), "bitfit", 3, subset=("query",))
     with pytest.raises(vt.VTError, match="expected subset a tuple of names"):
         vt.tune(make_tiny(), "bitfit", 3, subset="query")
     resnet = vt.tune(shaken(MAKERS["resnet"]()), "bitfit", 3, subset=("bn1",)).backbone
-    assert {name.split(".")[-2] for name, p in resnet.named_parameters() if p.requires_grad} == {"bn1"}
+    assert {name.split(".")[-2] for name, p in resnet.named_parameters() if p.requires_grad} == {
+        "bn1"
+    }
     assert not resnet.bn1.bias.requires_grad  # the stem's is in no stage
 
 
-# AdapterBias ------------------------------------------------------------------------------------------------------------------------------
+# AdapterBias
+# ------------------------------------------------------------------------------------------------------------------------------
 def test_adapterbias_adds_a_vector_by_as_much_as_each_token_asks_for() -> None:
     model, state, images = example("adapterbias")
     w, c, v = (added(model, suffix) for suffix in ("alpha.weight", "alpha.bias", "vector"))
@@ -93,26 +110,39 @@ def test_adapterbias_adds_a_vector_by_as_much_as_each_token_asks_for() -> None:
 
 def test_adapterbias_can_train_the_norms_before_the_mlps() -> None:
     model = vt.tune(make_tiny(), "adapterbias", 3, norms=True)
-    theirs = {name for name, p in model.backbone.named_parameters() if p.requires_grad and "fc2" not in name}
+    theirs = {
+        name
+        for name, p in model.backbone.named_parameters()
+        if p.requires_grad and "fc2" not in name
+    }
     assert theirs == {f"blocks.{i}.norm2.{what}" for i in range(2) for what in ("weight", "bias")}
 
 
-# Side-tuning ------------------------------------------------------------------------------------------------------------------------------
+# Side-tuning
+# ------------------------------------------------------------------------------------------------------------------------------
 def test_side_tuning_blends_two_vits() -> None:
     model, state, images = example("side_tuning")
     side, a = model.backbone.side.state_dict(), model.backbone.alpha.item()
     weight = 1 / (1 + math.exp(-a))
     assert a != 0
-    assert_same(model, images, weight * naive_vit(state, images) + (1 - weight) * naive_vit(side, images))
+    assert_same(
+        model, images, weight * naive_vit(state, images) + (1 - weight) * naive_vit(side, images)
+    )
 
 
 @pytest.mark.parametrize(("depth", "kept"), [(1, [5]), (2, [2, 5]), (3, [1, 3, 5])])
-def test_the_side_network_starts_from_evenly_spaced_blocks_and_the_blend_from_one_half(depth: int, kept: list[int]) -> None:
+def test_the_side_network_starts_from_evenly_spaced_blocks_and_the_blend_from_one_half(
+    depth: int, kept: list[int]
+) -> None:
     backbone, images = make_tiny(depth=6), batch()[0]
     model = vt.tune(backbone, "side_tuning", 3, depth=depth)
-    state = {key: value for key, value in backbone.state_dict().items() if not key.startswith("blocks.")}
+    state = {
+        key: value for key, value in backbone.state_dict().items() if not key.startswith("blocks.")
+    }
     for new, old in enumerate(kept):
-        state |= {f"blocks.{new}.{key}": value for key, value in backbone.blocks[old].state_dict().items()}
+        state |= {
+            f"blocks.{new}.{key}": value for key, value in backbone.blocks[old].state_dict().items()
+        }
     expected = (naive_vit(backbone.state_dict(), images) + naive_vit(state, images)) / 2
     torch.testing.assert_close(model.features(images), expected, atol=1e-5, rtol=1e-5)
 
@@ -135,7 +165,13 @@ def test_alexnet_as_the_side_network() -> None:
     backbone = make_tiny(img_size=64)
     model = vt.tune(backbone, "side_tuning", 3, side="alexnet")
     x, layers = images, model.backbone.side[0]
-    for i, (stride, padding) in {0: (4, 2), 3: (1, 2), 6: (1, 1), 8: (1, 1), 10: (1, 1)}.items():  # Krizhevsky 2014, by hand
+    for i, (stride, padding) in {
+        0: (4, 2),
+        3: (1, 2),
+        6: (1, 1),
+        8: (1, 1),
+        10: (1, 1),
+    }.items():  # Krizhevsky 2014, by hand
         x = F.relu(F.conv2d(x, layers[i].weight, layers[i].bias, stride, padding))
         x = F.max_pool2d(x, 3, 2) if i in (0, 3, 10) else x
     x = x.expand(-1, -1, 6, 6).flatten(1)  # one position is left, and the pooling repeats it
@@ -143,7 +179,9 @@ def test_alexnet_as_the_side_network() -> None:
     torch.testing.assert_close(model.features(images), expected, atol=1e-5, rtol=1e-5)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     vt.fit(model, TensorDataset(images, labels), epochs=2, lr=1e-3, progress=False)
-    assert all(torch.equal(p, before[name]) != p.requires_grad for name, p in model.named_parameters())
+    assert all(
+        torch.equal(p, before[name]) != p.requires_grad for name, p in model.named_parameters()
+    )
 
 
 def test_alexnet_refuses_what_its_pooling_or_its_first_layer_cannot_take() -> None:
@@ -154,7 +192,8 @@ def test_alexnet_refuses_what_its_pooling_or_its_first_layer_cannot_take() -> No
         vt.tune(make_tiny(), "side_tuning", 3, depth=3)
 
 
-# DP-BiTFiT --------------------------------------------------------------------------------------------------------------------------------
+# DP-BiTFiT
+# --------------------------------------------------------------------------------------------------------------------------------
 def private(backbone: nn.Module | None = None, **settings: Any) -> vt.Tuned:
     return vt.tune(backbone or make_tiny(), "dp_bitfit", 3, **{"noise_multiplier": 0.0, **settings})
 
@@ -162,7 +201,11 @@ def private(backbone: nn.Module | None = None, **settings: Any) -> vt.Tuned:
 def gradient(model: vt.Tuned, images: Tensor, labels: Tensor, seed: int = 0) -> dict[str, Tensor]:
     torch.manual_seed(seed)
     model.method.backward(model, images, labels)
-    return {name.replace(".layer.", "."): p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {
+        name.replace(".layer.", "."): p.grad.clone()
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
 
 
 def norm(tensors: dict[str, Tensor]) -> float:
@@ -188,14 +231,18 @@ def test_private_gradients_equal_a_loop_over_images(kind: str, clipping: str) ->
     backbone = make_tiny() if kind == "tiny" else shaken(BACKBONES[kind]())
     images, labels = batch()
     images = images * torch.tensor([0.1, 0.5, 1, 2, 4]).view(-1, 1, 1, 1)
-    norms = sorted(norm(by_loop(backbone, images[i : i + 1], labels[i : i + 1], lambda n: 1)) for i in range(5))
+    norms = sorted(
+        norm(by_loop(backbone, images[i : i + 1], labels[i : i + 1], lambda n: 1)) for i in range(5)
+    )
     R = sum(norms[1:3]) / 2  # so that "abadi" clips some images and leaves others
     factor = {"automatic": lambda n: R / (n + 0.01), "abadi": lambda n: min(1, R / n)}[clipping]
     expected = by_loop(backbone, images, labels, factor)
     found = gradient(private(backbone, clipping=clipping, max_norm=R), images, labels)
     assert found.keys() == expected.keys()
     for name, g in found.items():
-        torch.testing.assert_close(g, expected[name], atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            g, expected[name], atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("clipping", ["automatic", "abadi"])
@@ -220,12 +267,16 @@ def test_noise_has_the_spread_that_the_formula_says_and_is_fresh_everywhere() ->
     draws = []
     for seed in range(20):
         noisy = gradient(model, images, labels, seed)
-        draws.append(torch.cat([(noisy[name] - plain[name]).flatten() for name in plain]) * 5 / (3.0 * 0.5))
+        draws.append(
+            torch.cat([(noisy[name] - plain[name]).flatten() for name in plain]) * 5 / (3.0 * 0.5)
+        )
     z = torch.stack(draws)  # [20, parameters], to be N(0, 1)
     n = z.numel()
     assert abs(z.mean()) < 4 / math.sqrt(n)
     assert abs(z.var() - 1) < 4 * math.sqrt(2 / n)
-    assert torch.corrcoef(z).fill_diagonal_(0).abs().max() < 5 / math.sqrt(z.shape[1])  # fresh at every step
+    assert torch.corrcoef(z).fill_diagonal_(0).abs().max() < 5 / math.sqrt(
+        z.shape[1]
+    )  # fresh at every step
     one = torch.stack([z[:, i : i + 3].flatten() for i in range(0, z.shape[1] - 3, 3)])
     assert one.unique(dim=0).shape == one.shape  # and no parameter gets another's
 
@@ -239,7 +290,9 @@ def test_the_same_seed_gives_the_same_noise() -> None:
     data, runs = TensorDataset(images, labels), []
     for seed in (0, 0, 1):
         model = private(noise_multiplier=1.0)
-        vt.fit(model, data, epochs=2, batch_size=5, seed=seed, progress=False)  # one batch holds all: only the noise differs
+        vt.fit(
+            model, data, epochs=2, batch_size=5, seed=seed, progress=False
+        )  # one batch holds all: only the noise differs
         runs.append(model(images))
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
@@ -250,7 +303,9 @@ def test_only_the_private_gradient_is_left() -> None:
     model = private(max_norm=0.2)
     clean = gradient(model, images, labels)
     for p in model.parameters():
-        p.grad = torch.full_like(p, 100.0) if p.requires_grad else None  # as a plain backward pass may have left
+        p.grad = (
+            torch.full_like(p, 100.0) if p.requires_grad else None
+        )  # as a plain backward pass may have left
     assert all(torch.equal(g, clean[name]) for name, g in gradient(model, images, labels).items())
     assert norm(clean) <= 0.2 * (1 + 1e-4)
 
@@ -264,13 +319,16 @@ def test_a_failed_step_leaves_no_shifts_behind() -> None:
     torch.testing.assert_close(model(images[:2]), plain(images[:2]))
 
 
-@pytest.mark.parametrize("wrong", [{"noise_multiplier": -1.0}, {"max_norm": 0.0}, {"clipping": "global"}])
+@pytest.mark.parametrize(
+    "wrong", [{"noise_multiplier": -1.0}, {"max_norm": 0.0}, {"clipping": "global"}]
+)
 def test_dp_bitfit_refuses_settings_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(vt.VTError, match=f"dp_bitfit: expected {next(iter(wrong))}"):
         private(**wrong)
 
 
-# The accountant ---------------------------------------------------------------------------------------------------------------------------
+# The accountant
+# ---------------------------------------------------------------------------------------------------------------------------
 MNIST = {"sample_rate": 256 / 60000, "steps": 14_062, "delta": 1e-5}
 
 
@@ -295,13 +353,26 @@ def test_epsilon_by_plain_sums() -> None:
     sigma, q, steps, delta = 2.0, 0.3, 10, 1e-3
     best = math.inf
     for a in range(2, 30):  # larger orders overflow here, and are not the best ones
-        total = sum(math.comb(a, k) * (1 - q) ** (a - k) * q**k * math.exp((k * k - k) / (2 * sigma**2)) for k in range(a + 1))
-        best = min(best, steps * math.log(total) / (a - 1) + math.log((a - 1) / a) - (math.log(delta) + math.log(a)) / (a - 1))
+        total = sum(
+            math.comb(a, k) * (1 - q) ** (a - k) * q**k * math.exp((k * k - k) / (2 * sigma**2))
+            for k in range(a + 1)
+        )
+        best = min(
+            best,
+            steps * math.log(total) / (a - 1)
+            + math.log((a - 1) / a)
+            - (math.log(delta) + math.log(a)) / (a - 1),
+        )
     assert epsilon(sigma, q, steps, delta) == pytest.approx(best, rel=1e-9)
 
 
 def test_privacy_costs_what_it_should() -> None:
-    base: dict[str, Any] = {"noise_multiplier": 1.0, "sample_rate": 0.01, "steps": 500, "delta": 1e-5}
+    base: dict[str, Any] = {
+        "noise_multiplier": 1.0,
+        "sample_rate": 0.01,
+        "steps": 500,
+        "delta": 1e-5,
+    }
     for name, values, sign in (
         ("noise_multiplier", (0.6, 1.0, 2.0, 8.0), -1),
         ("sample_rate", (0.001, 0.01, 0.1, 1.0), 1),
@@ -322,9 +393,28 @@ def test_the_noise_for_an_epsilon_is_the_least_that_keeps_it(target: float) -> N
 
 
 def test_the_accountant_refuses_what_means_nothing() -> None:
-    for name, value in (("noise_multiplier", -1), ("sample_rate", 0), ("sample_rate", 1.5), ("steps", 0), ("delta", 0), ("delta", 1)):
+    for name, value in (
+        ("noise_multiplier", -1),
+        ("sample_rate", 0),
+        ("sample_rate", 1.5),
+        ("steps", 0),
+        ("delta", 0),
+        ("delta", 1),
+    ):
         with pytest.raises(vt.VTError, match=f"expected {name}"):
-            epsilon(**{"noise_multiplier": 1.0, "sample_rate": 0.01, "steps": 5, "delta": 1e-5, name: value})
-    for target, message in ((0.0, "expected a target above 0"), (math.inf, "expected a target"), (1e-3, "that noise can reach")):
+            epsilon(
+                **{
+                    "noise_multiplier": 1.0,
+                    "sample_rate": 0.01,
+                    "steps": 5,
+                    "delta": 1e-5,
+                    name: value,
+                }
+            )
+    for target, message in (
+        (0.0, "expected a target above 0"),
+        (math.inf, "expected a target"),
+        (1e-3, "that noise can reach"),
+    ):
         with pytest.raises(vt.VTError, match=message):
             noise_multiplier_for(target, **MNIST)

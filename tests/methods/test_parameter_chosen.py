@@ -1,4 +1,5 @@
-"""DLDR, GPS and SPT: what they choose from the training images, against the most naive way to choose it, and what `fit` makes of it."""
+"""DLDR, GPS and SPT: what they choose from the training images, against the most naive way to
+choose it, and what `fit` makes of it."""
 
 from __future__ import annotations
 
@@ -51,14 +52,19 @@ def prepared(model: vt.Tuned, train: Dataset[Any] | None = None) -> vt.Tuned:
 def moved(model: vt.Tuned) -> dict[str, Tensor]:
     """Where the merged weights differ from the backbone's, by name, in their shapes."""
     plain, backbone = vt.merge(model), make_tiny()
-    return {name: plain.get_parameter(name) != p for name, p in backbone.named_parameters() if not name.startswith("head.")}
+    return {
+        name: plain.get_parameter(name) != p
+        for name, p in backbone.named_parameters()
+        if not name.startswith("head.")
+    }
 
 
 def part(model: vt.Tuned, kind: type) -> Any:
     return next(m for m in model.modules() if isinstance(m, kind))
 
 
-# What all three promise --------------------------------------------------------------------------------------------------------------------
+# What all three promise
+# --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -82,7 +88,9 @@ def test_the_model_is_still_the_backbone_when_the_choice_is_made(name: str) -> N
     assert any(not torch.equal(b, buffers[key]) for key, b in model.named_buffers())
     assert torch.equal(model(images), before(images))
     assert vt.count_parameters(model) == vt.count_parameters(before)
-    assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in before.parameters()]
+    assert [p.requires_grad for p in model.parameters()] == [
+        p.requires_grad for p in before.parameters()
+    ]
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -166,19 +174,26 @@ def test_labels_out_of_range_are_refused(name: str) -> None:
     ("name", "settings", "message"),
     [
         ("gps", {"k": 0}, "gps: expected k an integer of at least 1, found 0"),
-        ("gps", {"k": 25}, "gps: expected k of at most 24, the fewest inputs of a neuron, found 25; lower it"),
+        (
+            "gps",
+            {"k": 25},
+            "gps: expected k of at most 24, the fewest inputs of a neuron, found 25; lower it",
+        ),
         ("gps", {"loss_of_choice": "hinge"}, "gps: expected loss_of_choice"),
         ("spt", {"budget": 1.0}, "spt: expected budget between 0 and 1"),
         ("spt", {"alpha": 0.5}, "spt: expected alpha of at least 1"),
         ("dldr", {"k": 8, "snapshots": 7}, "dldr: expected snapshots of at least k = 8, found 7"),
     ],
 )
-def test_settings_out_of_range_are_refused(name: str, settings: dict[str, Any], message: str) -> None:
+def test_settings_out_of_range_are_refused(
+    name: str, settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(vt.VTError, match=message):
         tuned(name, **settings)
 
 
-# GPS ---------------------------------------------------------------------------------------------------------------------------------------
+# GPS
+# ---------------------------------------------------------------------------------------------------------------------------------------
 
 
 def naive_contrastive(features: Tensor, labels: Tensor, T: float) -> Tensor:
@@ -189,15 +204,22 @@ def naive_contrastive(features: Tensor, labels: Tensor, T: float) -> Tensor:
         same = [p for p in others if labels[p] == labels[i]]
         total = sum(torch.exp(z[i] @ z[a] / T) for a in others)
         if same:
-            losses.append(-sum(torch.log(torch.exp(z[i] @ z[p] / T) / total) for p in same) / len(same))
+            losses.append(
+                -sum(torch.log(torch.exp(z[i] @ z[p] / T) / total) for p in same) / len(same)
+            )
     return torch.stack(losses).mean()
 
 
 def test_contrastive_loss_is_the_formula_written_in_loops() -> None:
     g = torch.Generator().manual_seed(0)
-    features, labels = torch.randn(7, 5, generator=g, requires_grad=True), torch.tensor([0, 1, 0, 2, 1, 0, 3])
+    features, labels = (
+        torch.randn(7, 5, generator=g, requires_grad=True),
+        torch.tensor([0, 1, 0, 2, 1, 0, 3]),
+    )
     for T in (0.3, 1.0):
-        torch.testing.assert_close(contrastive_loss(features, labels, T), naive_contrastive(features, labels, T))
+        torch.testing.assert_close(
+            contrastive_loss(features, labels, T), naive_contrastive(features, labels, T)
+        )
     alone = contrastive_loss(features[:1], labels[:1], 0.07)  # the last batch of an epoch
     alone.backward()
     assert alone == 0
@@ -209,25 +231,38 @@ def test_contrastive_loss_is_the_formula_written_in_loops() -> None:
 @pytest.mark.parametrize("k", [1, 3])
 def test_gps_takes_the_largest_gradients_of_every_row(loss: str, k: int) -> None:
     images, labels = images_and_labels()
-    model = prepared(tuned("gps", k=k, loss_of_choice=loss, batch_size=12))  # one batch: its order does not matter
+    model = prepared(
+        tuned("gps", k=k, loss_of_choice=loss, batch_size=12)
+    )  # one batch: its order does not matter
     backbone = make_tiny().requires_grad_(True)
     features = backbone(images)
-    (naive_contrastive(features, labels, 0.07) if loss == "contrastive" else F.cross_entropy(model.head(features), labels)).backward()
+    (
+        naive_contrastive(features, labels, 0.07)
+        if loss == "contrastive"
+        else F.cross_entropy(model.head(features), labels)
+    ).backward()
     checked = 0
     for name, module in model.backbone.named_modules():
         if isinstance(module, SparseModule):
             gradient = backbone.get_parameter(f"{name}.weight").grad
             for row, places in zip(gradient.flatten(1).abs(), module.places.tolist(), strict=True):
-                smallest, others = min(row[j] for j in places), [v for j, v in enumerate(row) if j not in places]
+                smallest, others = (
+                    min(row[j] for j in places),
+                    [v for j, v in enumerate(row) if j not in places],
+                )
                 assert len(set(places)) == k
-                assert smallest >= max(others) - 1e-5 * row.max()  # the two losses are summed in another order
+                assert (
+                    smallest >= max(others) - 1e-5 * row.max()
+                )  # the two losses are summed in another order
                 checked += 1
     assert checked == 24 + 2 * (72 + 24 + 96 + 24)
 
 
 def test_gps_sums_its_gradients_over_all_batches() -> None:
     images, labels = images_and_labels()
-    model = prepared(tuned("gps", loss_of_choice="cross_entropy", batch_size=4))  # equal batches: the sum is that of all images
+    model = prepared(
+        tuned("gps", loss_of_choice="cross_entropy", batch_size=4)
+    )  # equal batches: the sum is that of all images
     backbone = make_tiny().requires_grad_(True)
     F.cross_entropy(model.head(backbone(images)), labels).backward()
     for name in ("patch_embed.proj", "blocks.1.mlp.fc1"):
@@ -244,7 +279,9 @@ def test_gps_moves_k_entries_of_each_row_and_the_biases() -> None:
         layer = name.rpartition(".")[0]
         if name.endswith("bias") and "norm" not in name:
             assert entries.any(), name
-        elif layer in dict(model.backbone.named_modules()) and isinstance(model.backbone.get_submodule(layer), SparseModule):
+        elif layer in dict(model.backbone.named_modules()) and isinstance(
+            model.backbone.get_submodule(layer), SparseModule
+        ):
             rows = entries.flatten(1).sum(dim=1)
             places = model.backbone.get_submodule(layer).places.long()
             assert rows.max() == 2
@@ -260,7 +297,8 @@ def test_gps_says_when_no_two_images_share_a_class() -> None:
     fit(tuned("gps", loss_of_choice="cross_entropy"), TensorDataset(images, labels))
 
 
-# SPT ---------------------------------------------------------------------------------------------------------------------------------------
+# SPT
+# ---------------------------------------------------------------------------------------------------------------------------------------
 
 
 def naive_allocation(
@@ -276,7 +314,11 @@ def naive_allocation(
             entries = range(starts[number], starts[number + 1])
             mine = [i for i in entries if i in top]
             factors = rank * (unit.rows + unit.columns)
-            if unit.columns and rank <= min(unit.rows, unit.columns) and len(mine) >= factors / alpha:
+            if (
+                unit.columns
+                and rank <= min(unit.rows, unit.columns)
+                and len(mine) >= factors / alpha
+            ):
                 lora, cost = [*lora, number], cost + factors
                 closed |= set(entries)
             elif not unit.columns and len(mine) >= unit.rows / beta:
@@ -297,7 +339,9 @@ def naive_allocation(
 def test_spt_allocates_as_one_would_by_hand(seed: int) -> None:
     rng = np.random.default_rng(seed)
     units = [Unit(6, 4), Unit(5, 0), Unit(4, 7), Unit(3, 1), Unit(8, 0), Unit(5, 5), Unit(2, 9)]
-    scores = np.concatenate([rng.exponential(rng.exponential(), u.size) for u in units]).astype(np.float32)
+    scores = np.concatenate([rng.exponential(rng.exponential(), u.size) for u in units]).astype(
+        np.float32
+    )
     scores[rng.choice(len(scores), 30)] = 0  # ties: dead entries
     kinds = set()
     for budget in (1, 7, 30, 61, 90):
@@ -310,7 +354,9 @@ def test_spt_allocates_as_one_would_by_hand(seed: int) -> None:
 
 def test_spt_measures_sensitivity_by_summed_squares_of_batch_gradients() -> None:
     images, labels = images_and_labels(4)
-    model = tuned("spt", batch_size=1, batches=4, budget=0.02, rank=24)  # a batch is an image; no room for LoRA
+    model = tuned(
+        "spt", batch_size=1, batches=4, budget=0.02, rank=24
+    )  # a batch is an image; no room for LoRA
     backbone = make_tiny().requires_grad_(True)
     names = [name for name, _ in backbone.named_parameters() if name.startswith("blocks.")]
     scores = torch.zeros(sum(backbone.get_parameter(name).numel() for name in names))
@@ -360,19 +406,27 @@ def test_spt_keeps_to_its_choice_through_training() -> None:
     fit(model, weight_decay=0.1)
     changed, budget = moved(model), part(model, Budget)
     entries = sum(stop - start for start, stop, lora in budget.layout.tolist() if lora < 0)
-    dense = sum(u.size for u, (_, _, lora) in zip(budget.units, budget.layout.tolist(), strict=True) if lora >= 0)
+    dense = sum(
+        u.size
+        for u, (_, _, lora) in zip(budget.units, budget.layout.tolist(), strict=True)
+        if lora >= 0
+    )
     assert 0 < sum(int(c.sum()) for c in changed.values()) <= entries + dense
     assert not any(c.any() for name, c in changed.items() if not name.startswith("blocks."))
 
 
-# DLDR --------------------------------------------------------------------------------------------------------------------------------------
+# DLDR
+# --------------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_principal_directions_are_those_of_scikit_learn() -> None:
     from sklearn.decomposition import PCA
 
     g = torch.Generator().manual_seed(0)
-    W = torch.randn(9, 9, generator=g) * torch.logspace(0, -2, 9) @ torch.randn(9, 500, generator=g) + 5.0
+    W = (
+        torch.randn(9, 9, generator=g) * torch.logspace(0, -2, 9) @ torch.randn(9, 500, generator=g)
+        + 5.0
+    )
     P = principal_directions(W, 6)
     assert torch.allclose(P @ P.mT, torch.eye(6), atol=1e-5)
     theirs = torch.from_numpy(PCA(6, svd_solver="full").fit(W.double().numpy()).components_).float()
@@ -387,11 +441,15 @@ def test_a_trajectory_that_spans_too_little_is_refused() -> None:
 
 
 def test_dldr_samples_a_full_fine_tuning() -> None:
-    model, train = tuned("dldr", k=2, snapshots=4, stride=3, batch_size=5, sampling_lr=1e-3), data(12)
+    model, train = (
+        tuned("dldr", k=2, snapshots=4, stride=3, batch_size=5, sampling_lr=1e-3),
+        data(12),
+    )
     method: Any = model.method
     torch.manual_seed(3)
     W = method.trajectory(model, train)
-    # The same run, written out: three batches an epoch, all parameters but the class token and the positions.
+    # The same run, written out: three batches an epoch, all parameters but the class token and the
+    # positions.
     plain: Any = make_tiny(num_classes=CLASSES).requires_grad_(True)
     torch.manual_seed(3)
     plain.load_state_dict(vt.merge(model).state_dict())  # draws a head before it copies ours
@@ -400,7 +458,9 @@ def test_dldr_samples_a_full_fine_tuning() -> None:
     batches = [b for _ in range(5) for b in torch.utils.data.DataLoader(train, 5, shuffle=True)]
     for step in range(13):
         if step in (0, 3, 6, 9, 12):
-            snapshots.append(torch.cat([p.detach().flatten() for p in free[:-2]]))  # without the head
+            snapshots.append(
+                torch.cat([p.detach().flatten() for p in free[:-2]])
+            )  # without the head
         optimizer.zero_grad()
         F.cross_entropy(plain(batches[step][0]), batches[step][1]).backward()
         optimizer.step()
@@ -424,12 +484,17 @@ def test_dldr_moves_inside_the_directions_of_its_trajectory() -> None:
     assert float(subspace.length) == pytest.approx(float(steps[-1].norm()), rel=1e-5)
     with torch.no_grad():
         subspace.z.copy_(torch.tensor([0.5, -1.0, 2.0, 0.25]))
-    naive = start + subspace.length * sum(z * p for z, p in zip(subspace.z.detach(), P, strict=True))
-    assert torch.allclose(torch.cat([p.detach().flatten() for p in inner(vt.merge(model))]), naive, atol=1e-6)
+    naive = start + subspace.length * sum(
+        z * p for z, p in zip(subspace.z.detach(), P, strict=True)
+    )
+    assert torch.allclose(
+        torch.cat([p.detach().flatten() for p in inner(vt.merge(model))]), naive, atol=1e-6
+    )
 
 
 def test_the_end_of_the_trajectory_lies_in_the_subspace() -> None:
-    """Some z gives back the weights of the sampling run: the loss that full fine-tuning reaches can be reached."""
+    """Some z gives back the weights of the sampling run: the loss that full fine-tuning reaches can
+    be reached."""
     images, labels = images_and_labels()
     model = tuned("dldr", k=6, snapshots=6, stride=4)
     torch.manual_seed(0)

@@ -1,4 +1,5 @@
-"""`make notebooks`: run every lesson and solution (or those named) from top to bottom and keep its outputs, without what changes from run to run."""
+"""`make notebooks`: run every lesson and solution (or those named) from top to bottom and keep its
+outputs, without what changes from run to run."""
 
 from __future__ import annotations
 
@@ -15,7 +16,12 @@ ROOT = Path(__file__).parents[2]
 def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
+    ).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # time stamps
         if cell.cell_type == "code":

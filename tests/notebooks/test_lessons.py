@@ -1,4 +1,5 @@
-"""What nbval cannot see: that the committed lessons were run, in order, whole, and that they keep the rules of the house."""
+"""What nbval cannot see: that the committed lessons were run, in order, whole, and that they keep
+the rules of the house."""
 
 from __future__ import annotations
 
@@ -22,7 +23,11 @@ def lesson(request: pytest.FixtureRequest) -> Path:
 
 
 def cells(path: Path, kind: str) -> list[dict]:
-    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind and "".join(cell["source"]).strip()]
+    return [
+        cell
+        for cell in json.loads(path.read_text())["cells"]
+        if cell["cell_type"] == kind and "".join(cell["source"]).strip()
+    ]
 
 
 def test_there_are_lessons() -> None:
@@ -40,7 +45,11 @@ def test_no_stored_errors_or_warnings(lesson: Path) -> None:
 
 
 def test_some_outputs_are_compared(lesson: Path) -> None:
-    checked = [cell for cell in cells(lesson, "code") if "nbval-check-output" in cell["metadata"].get("tags", [])]
+    checked = [
+        cell
+        for cell in cells(lesson, "code")
+        if "nbval-check-output" in cell["metadata"].get("tags", [])
+    ]
     assert len(checked) >= 3
     assert all(cell["outputs"] for cell in checked), "a checked cell without output checks nothing"
 
@@ -63,14 +72,25 @@ def test_size_and_figures(lesson: Path) -> None:
 
 
 def test_prose_has_no_uncomputed_results(lesson: Path) -> None:
-    """A percentage or a decimal number in Markdown is a result, and results are printed by code (formulas and code spans aside)."""
+    """A percentage or a decimal number in Markdown is a result, and results are printed by code
+    (formulas and code spans aside)."""
     for cell in cells(lesson, "markdown"):
-        prose = re.sub(r"\$\$.*?\$\$|\$[^$]*\$|```.*?```|`[^`]*`", "", "".join(cell["source"]), flags=re.DOTALL)
+        prose = re.sub(
+            r"\$\$.*?\$\$|\$[^$]*\$|```.*?```|`[^`]*`", "", "".join(cell["source"]), flags=re.DOTALL
+        )
         found = re.findall(r"\d+(?:\.\d+)?\s?%|\d+\.\d+", CITED.sub("", prose))
         assert not found, f"{found} in: {prose[:200]}"
 
 
 def test_says_what_it_teaches(lesson: Path) -> None:
     text = "\n".join("".join(cell["source"]) for cell in cells(lesson, "markdown"))
-    for part in ("After this you can", "Predict", "Summary", "Quiz", "Exercises", "References", "Coverage"):
+    for part in (
+        "After this you can",
+        "Predict",
+        "Summary",
+        "Quiz",
+        "Exercises",
+        "References",
+        "Coverage",
+    ):
         assert part.lower() in text.lower(), f"the lesson lacks its part {part!r}"

@@ -1,8 +1,9 @@
 """Small inputs for every custom operation: what the common tests (contract.py) need to know of it.
 
-To add an operation, write a function that makes its inputs and one entry in OPS. `r(*shape)` makes a random tensor that needs a gradient,
-`r(*shape, grad=False)` a frozen one. Every operation has the shapes of SHAPES, and may have its own beside them (no bias, two groups).
-Keep all but "blocks" to about 50 entries: gradcheck runs a kernel twice for each, in Triton's slow interpreter too.
+To add an operation, write a function that makes its inputs and one entry in OPS. `r(*shape)` makes
+a random tensor that needs a gradient, `r(*shape, grad=False)` a frozen one. Every operation has the
+shapes of SHAPES, and may have its own beside them (no bias, two groups). Keep all but "blocks" to
+about 50 entries: gradcheck runs a kernel twice for each, in Triton's slow interpreter too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtlite.ops import adapter, cross_entropy, kd_loss, kron_linear, lora_linear, mixed_op, prompt_attention, scale_shift
+from vtlite.ops import (
+    adapter,
+    cross_entropy,
+    kd_loss,
+    kron_linear,
+    lora_linear,
+    mixed_op,
+    prompt_attention,
+    scale_shift,
+)
 
 # "blocks" is larger than a block of the kernel in each direction, and a multiple of none.
 SHAPES = ("plain", "one row", "empty", "blocks")
@@ -32,20 +42,31 @@ class Case:
     operator: Any  # the registered torch.library operator
     function: Callable[..., Tensor]  # what users call
     reference: Callable[..., Tensor]  # what it means
-    make: Callable[[Callable[..., Tensor], str], tuple[Any, ...]]  # r, shape -> arguments of function and reference
+    make: Callable[
+        [Callable[..., Tensor], str], tuple[Any, ...]
+    ]  # r, shape -> arguments of function and reference
     own_shapes: tuple[str, ...] = ()
-    operands: Callable[..., tuple[Any, ...]] = lambda *inputs: inputs  # arguments of the function -> arguments of the operator
+    operands: Callable[..., tuple[Any, ...]] = lambda *inputs: (
+        inputs
+    )  # arguments of the function -> arguments of the operator
 
     @property
     def shapes(self) -> tuple[str, ...]:
         return SHAPES + self.own_shapes
 
-    def inputs(self, shape: str = "plain", dtype: torch.dtype = torch.float64, device: str = "cpu") -> tuple[Any, ...]:
-        """Drawn in float64 from a fixed seed, then rounded: the same numbers in each dtype and on each device."""
+    def inputs(
+        self, shape: str = "plain", dtype: torch.dtype = torch.float64, device: str = "cpu"
+    ) -> tuple[Any, ...]:
+        """Drawn in float64 from a fixed seed, then rounded: the same numbers in each dtype and on
+        each device."""
         generator = torch.Generator().manual_seed(0)
 
         def r(*size: int, grad: bool = True) -> Tensor:
-            return torch.randn(*size, dtype=torch.float64, generator=generator).to(device, dtype).requires_grad_(grad)
+            return (
+                torch.randn(*size, dtype=torch.float64, generator=generator)
+                .to(device, dtype)
+                .requires_grad_(grad)
+            )
 
         return self.make(r, shape)
 
@@ -61,14 +82,20 @@ def _lora_linear(r: Callable[..., Tensor], shape: str) -> tuple[Any, ...]:
 
 
 def _kron_linear(r: Callable[..., Tensor], shape: str) -> tuple[Any, ...]:
-    n, a, p, b, q = {"sum": (3, 2, 2, 1, 3), "rows first": (2, 2, 2, 4, 1), "blocks": (1, 11, 9, 12, 10)}.get(shape, (1, 3, 2, 2, 3))
+    n, a, p, b, q = {
+        "sum": (3, 2, 2, 1, 3),
+        "rows first": (2, 2, 2, 4, 1),
+        "blocks": (1, 11, 9, 12, 10),
+    }.get(shape, (1, 3, 2, 2, 3))
     return r(*rows(shape), p * q), r(n, a, p), r(n, b, q)
 
 
 def _cross_entropy(r: Callable[..., Tensor], shape: str) -> tuple[Any, ...]:
     C = 131 if shape == "blocks" else 5
     logits = r(*rows(shape), C)
-    labels = torch.arange(logits[..., 0].numel(), device=logits.device).reshape(logits.shape[:-1]) % C
+    labels = (
+        torch.arange(logits[..., 0].numel(), device=logits.device).reshape(logits.shape[:-1]) % C
+    )
     if shape == "ignored":
         labels[0, 1] = -100
     return logits, labels, 0.0 if shape == "hard" else 0.1
@@ -81,7 +108,9 @@ def _kd_loss(r: Callable[..., Tensor], shape: str) -> tuple[Any, ...]:
 
 def _adapter(r: Callable[..., Tensor], shape: str) -> tuple[Any, ...]:
     D, R = (70, 17) if shape == "blocks" else (5, 2)
-    down = (r(R, D, grad=False) / (8 if shape == "blocks" else 1)).requires_grad_()  # keeps the hidden near 1
+    down = (
+        r(R, D, grad=False) / (8 if shape == "blocks" else 1)
+    ).requires_grad_()  # keeps the hidden near 1
     x, up, biases, norm, residual = r(*rows(shape), D), r(D, R), (r(R), r(D)), (r(D), r(D)), None
     activation = "gelu"
     if shape == "no norm":  # AdaptFormer's
@@ -95,7 +124,13 @@ def _prompt_attention(r: Callable[..., Tensor], shape: str) -> tuple[Any, ...]:
     B, H, N, P, D = {
         "one row": (3, 2, 1, 3, 4),
         "empty": (0, 2, 3, 2, 3),
-        "blocks": (9, 2, 67, 70, 20),  # 9 images: two for each partial sum of the prompts' gradients, the last one alone
+        "blocks": (
+            9,
+            2,
+            67,
+            70,
+            20,
+        ),  # 9 images: two for each partial sum of the prompts' gradients, the last one alone
         "no prompts": (2, 1, 3, 0, 3),
         "more prompts": (2, 2, 2, 5, 3),
     }.get(shape, (2, 2, 3, 2, 3))
@@ -113,7 +148,12 @@ OPS = {
         adapter.adapter_reference,
         _adapter,
         own_shapes=("no norm", "no biases"),
-        operands=lambda x, *rest: (_flat(x), *rest[:6], None if rest[6] is None else _flat(rest[6]), *rest[7:]),
+        operands=lambda x, *rest: (
+            _flat(x),
+            *rest[:6],
+            None if rest[6] is None else _flat(rest[6]),
+            *rest[7:],
+        ),
     ),
     "cross_entropy": Case(
         cross_entropy._cross_entropy,
@@ -128,7 +168,11 @@ OPS = {
         kd_loss.kd_loss,
         kd_loss.kd_loss_reference,
         _kd_loss,
-        operands=lambda student, teacher, temperature: (_flat(student), _flat(teacher), temperature),
+        operands=lambda student, teacher, temperature: (
+            _flat(student),
+            _flat(teacher),
+            temperature,
+        ),
     ),
     "kron_linear": Case(
         kron_linear._kron_linear,
@@ -144,7 +188,11 @@ OPS = {
         lora_linear.lora_linear_reference,
         _lora_linear,
         own_shapes=("groups", "no bias", "frozen x"),
-        operands=lambda x, *rest: (x.detach().flatten(0, -2).requires_grad_(x.requires_grad), *rest[:-1], list(rest[-1])),
+        operands=lambda x, *rest: (
+            x.detach().flatten(0, -2).requires_grad_(x.requires_grad),
+            *rest[:-1],
+            list(rest[-1]),
+        ),
     ),
     "mixed_op": Case(
         mixed_op._mixed_op,
@@ -164,7 +212,9 @@ OPS = {
         scale_shift._scale_shift,
         scale_shift.scale_shift,
         scale_shift.scale_shift_reference,
-        lambda r, shape: (lambda D: (r(*rows(shape), D), r(D), r(D)))(300 if shape == "blocks" else 5),
+        lambda r, shape: (lambda D: (r(*rows(shape), D), r(D), r(D)))(
+            300 if shape == "blocks" else 5
+        ),
         operands=lambda x, *rest: (_flat(x), *rest),
     ),
 }

@@ -1,6 +1,8 @@
-"""What every custom operation must hold, as plain functions of its case; `test_contract.py` runs them over all of OPS.
+"""What every custom operation must hold, as plain functions of its case; `test_contract.py` runs
+them over all of OPS.
 
-In a process that started with TRITON_INTERPRET=1 the same functions test the Triton kernels, in Triton's interpreter (`test_interpreter.py`).
+In a process that started with TRITON_INTERPRET=1 the same functions test the Triton kernels, in
+Triton's interpreter (`test_interpreter.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ def registration(case: Case, shape: str) -> None:
 
 
 def gradient_is_the_derivative(function: Callable[..., Tensor], inputs: Inputs) -> None:
-    assert gradcheck(function, inputs, fast_mode=INTERPRET)  # fast: along random directions, as the interpreter is slow
+    assert gradcheck(
+        function, inputs, fast_mode=INTERPRET
+    )  # fast: along random directions, as the interpreter is slow
 
 
 def agrees_with_the_reference(case: Case, shape: str, dtype: torch.dtype) -> None:
@@ -40,13 +44,18 @@ def agrees_with_the_reference(case: Case, shape: str, dtype: torch.dtype) -> Non
 
 
 def rounds_as_well_as_torch(case: Case, shape: str) -> None:
-    """bfloat16: at most twice as far from the float64 result as plain PyTorch in bfloat16, or one rounding of the result."""
+    """bfloat16: at most twice as far from the float64 result as plain PyTorch in bfloat16, or one
+    rounding of the result."""
     inputs = case.inputs(shape, torch.bfloat16)
     want = run(case.reference, changed(inputs, torch.Tensor.double))
-    for ours, theirs, right in zip(run(case.function, inputs), run(case.reference, inputs), want, strict=True):
+    for ours, theirs, right in zip(
+        run(case.function, inputs), run(case.reference, inputs), want, strict=True
+    ):
         error, allowed = ((t.double() - right).norm() for t in (ours, theirs))
         assert ours.dtype == torch.bfloat16
-        assert error <= max(2 * allowed, 2**-8 * right.norm()), f"error {error:.3g}, PyTorch's {allowed:.3g}, of {right.norm():.3g}"
+        assert error <= max(2 * allowed, 2**-8 * right.norm()), (
+            f"error {error:.3g}, PyTorch's {allowed:.3g}, of {right.norm():.3g}"
+        )
 
 
 def takes_strided_inputs(case: Case, shape: str) -> None:
@@ -84,7 +93,9 @@ def leaves_inputs_alone(case: Case, shape: str) -> None:
 def compiles_whole(case: Case, shape: str) -> None:
     """torch.compile without a graph break, forward and backward."""
     torch.compiler.reset()
-    compiled = torch.compile(lambda *inputs: case.function(*inputs), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda *inputs: case.function(*inputs), fullgraph=True, backend="aot_eager"
+    )
     close(run(compiled, case.inputs(shape)), run(case.function, case.inputs(shape)), 1e-12)
 
 
@@ -94,17 +105,24 @@ def exports(case: Case, shape: str) -> None:
             return case.function(*inputs)
 
     inputs = changed(case.inputs(shape), lambda t: t, grad=False)
-    close([torch.export.export(Module(), inputs).module()(*inputs)], [case.function(*inputs)], 1e-12)
+    close(
+        [torch.export.export(Module(), inputs).module()(*inputs)], [case.function(*inputs)], 1e-12
+    )
 
 
 def counts_its_products(case: Case, shape: str) -> None:
-    """A FLOP counter, which cannot see into an operator, finds the products of the reference or fewer, forward and backward.
+    """A FLOP counter, which cannot see into an operator, finds the products of the reference or
+    fewer, forward and backward.
 
-    A fifth more is allowed backward, where something thin is made again instead of kept (the adapter's kernel).
+    A fifth more is allowed backward, where something thin is made again instead of kept (the
+    adapter's kernel).
     """
     found = []
     for function in (case.function, case.reference):
-        with FlopCounterMode(display=False) as forward, sdpa_kernel(SDPBackend.MATH):  # a counter does not see the CPU's fused attention
+        with (
+            FlopCounterMode(display=False) as forward,
+            sdpa_kernel(SDPBackend.MATH),
+        ):  # a counter does not see the CPU's fused attention
             function(*case.inputs(shape))
         with FlopCounterMode(display=False) as both, sdpa_kernel(SDPBackend.MATH):
             run(function, case.inputs(shape))
@@ -121,8 +139,11 @@ def works_on_meta(case: Case, shape: str) -> None:
 
 
 def works_under_autocast(case: Case, shape: str) -> None:
-    """Low-precision activations, float32 parameters: what a layer meets inside a network under autocast."""
-    dtype = torch.float16 if INTERPRET else torch.bfloat16  # the interpreter's bfloat16 products are wrong
+    """Low-precision activations, float32 parameters: what a layer meets inside a network under
+    autocast."""
+    dtype = (
+        torch.float16 if INTERPRET else torch.bfloat16
+    )  # the interpreter's bfloat16 products are wrong
     inputs = case.inputs(shape, torch.float32)
     want = run(case.reference, changed(inputs, lambda t: t))
     first = inputs[0].detach().to(dtype).requires_grad_(inputs[0].requires_grad)
@@ -136,7 +157,8 @@ def works_under_autocast(case: Case, shape: str) -> None:
             assert (a.double() - b.double()).norm() <= 0.05 * b.double().norm() + 1e-6
 
 
-# Helpers ----------------------------------------------------------------------------------------------------------------------------------
+# Helpers
+# ----------------------------------------------------------------------------------------------------------------------------------
 def tensors(inputs: Inputs) -> list[Tensor]:
     return [t for t in inputs if isinstance(t, Tensor)]
 
@@ -148,14 +170,19 @@ def leaves(inputs: Inputs) -> list[Tensor]:
 def changed(inputs: Inputs, change: Callable[[Tensor], Tensor], grad: bool = True) -> Inputs:
     """The same arguments with every floating-point tensor changed, as new leaves."""
     return tuple(
-        change(t.detach()).requires_grad_(t.requires_grad and grad) if isinstance(t, Tensor) and t.is_floating_point() else t
+        change(t.detach()).requires_grad_(t.requires_grad and grad)
+        if isinstance(t, Tensor) and t.is_floating_point()
+        else t
         for t in inputs
     )
 
 
 def seed_like(out: Tensor) -> Tensor:
-    """The same random gradient for an output of this shape, in numbers that every dtype can hold."""
-    return torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(out.dtype)
+    """The same random gradient for an output of this shape, in numbers that every dtype can
+    hold."""
+    return (
+        torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(out.dtype)
+    )
 
 
 def run(function: Callable[..., Tensor], inputs: Inputs) -> list[Tensor]:
@@ -168,4 +195,6 @@ def close(got: Any, want: Any, tolerance: float) -> None:
     """Relative to the entry itself, or to the size of the tensor's entries (at least 1)."""
     for a, b in zip(got, want, strict=True):
         size = max(1.0, b.double().square().mean().sqrt().nan_to_num().item())
-        torch.testing.assert_close(a.double(), b.double(), rtol=tolerance, atol=tolerance * size, equal_nan=True)
+        torch.testing.assert_close(
+            a.double(), b.double(), rtol=tolerance, atol=tolerance * size, equal_nan=True
+        )

@@ -1,4 +1,5 @@
-"""What the adapter keeps and refuses, mixed types, and its formula by hand; the rest is in test_contract.py and test_operators.py."""
+"""What the adapter keeps and refuses, mixed types, and its formula by hand; the rest is in
+test_contract.py and test_operators.py."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ def parts() -> list[Tensor]:
     """x, down, up, down_bias, up_bias, norm_weight, norm_bias, residual"""
     g = torch.Generator().manual_seed(0)
     shapes = [(M, D), (R, D), (D, R), (R,), (D,), (D,), (D,), (M, D)]
-    return [torch.randn(*shape, generator=g, dtype=torch.float64).requires_grad_() for shape in shapes]
+    return [
+        torch.randn(*shape, generator=g, dtype=torch.float64).requires_grad_() for shape in shapes
+    ]
 
 
 def kept(function: Callable[[], Tensor]) -> list[Tensor]:
@@ -42,8 +45,18 @@ def test_by_hand() -> None:
         n = [g[i] * (x[m][i] - mean) / deviation + b[i] for i in range(D)]
         z = [sum(down[r][i] * n[i] for i in range(D)) + d[r] for r in range(R)]
         h = [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in z]
-        rows.append([residual[m][i] + 0.3 * (sum(up[i][r] * h[r] for r in range(R)) + u[i]) for i in range(D)])
-    torch.testing.assert_close(adapter(*parts(), scale=0.3), torch.tensor(rows, dtype=torch.float64), atol=1e-12, rtol=1e-12)
+        rows.append(
+            [
+                residual[m][i] + 0.3 * (sum(up[i][r] * h[r] for r in range(R)) + u[i])
+                for i in range(D)
+            ]
+        )
+    torch.testing.assert_close(
+        adapter(*parts(), scale=0.3),
+        torch.tensor(rows, dtype=torch.float64),
+        atol=1e-12,
+        rtol=1e-12,
+    )
 
 
 def test_keeps_its_inputs_alone() -> None:
@@ -66,7 +79,10 @@ def test_norm_of_rows_far_from_zero(mean: float) -> None:
     torch.testing.assert_close(got.double(), want, atol=1e-3 if mean else 1e-5, rtol=1e-4)
 
 
-@pytest.mark.skipif(not INTERPRET, reason="without a kernel the reference does the work, and autocast mixes types there")
+@pytest.mark.skipif(
+    not INTERPRET,
+    reason="without a kernel the reference does the work, and autocast mixes types there",
+)
 def test_kernel_takes_a_residual_of_another_type() -> None:
     """Under autocast the weights have two bytes, and the stream of residuals keeps its four."""
     inputs = [t.detach().float().requires_grad_() for t in parts()]
@@ -83,7 +99,9 @@ def test_dropout_drops_hidden_entries() -> None:
     torch.manual_seed(0)
     first, second = adapter(*inputs, dropout=0.5), adapter(*inputs, dropout=0.5)
     assert not torch.equal(first, second)
-    assert torch.equal(adapter(*inputs, dropout=1.0), inputs[-1] + inputs[4])  # no hidden at all: residual + up's bias
+    assert torch.equal(
+        adapter(*inputs, dropout=1.0), inputs[-1] + inputs[4]
+    )  # no hidden at all: residual + up's bias
 
 
 def test_wide_bottlenecks_go_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +112,10 @@ def test_wide_bottlenecks_go_to_the_reference(monkeypatch: pytest.MonkeyPatch) -
 
 def test_refuses_what_does_not_fit() -> None:
     x, down, up, *_ = parts()
-    with pytest.raises(VTError, match=r"expected up of shape \[6, 2\] beside x \[3, 6\] and down \[2, 6\], found \[2, 6\]"):
+    with pytest.raises(
+        VTError,
+        match=r"expected up of shape \[6, 2\] beside x \[3, 6\] and down \[2, 6\], found \[2, 6\]",
+    ):
         adapter(x, down, up.mT)
     with pytest.raises(VTError, match=r"expected residual of shape \[3, 6\].*found \[6\]"):
         adapter(x, down, up, residual=x[0])

@@ -1,4 +1,5 @@
-"""Every kernel launch of every operation, at the sizes of ViT-B/16 and ViT-L/14, compiled for A100 and H100 on a machine without either."""
+"""Every kernel launch of every operation, at the sizes of ViT-B/16 and ViT-L/14, compiled for A100
+and H100 on a machine without either."""
 
 from __future__ import annotations
 
@@ -43,8 +44,12 @@ def test_compiles_for_a100_and_h100(name: str, size: str, dtype: torch.dtype) ->
         for capability, limit in SHARED_MEMORY.items():
             compiled = compile_for(launch, capability)
             where = f"{launch.kernel} {launch.source.constants} on sm_{capability}"
-            assert compiled.shared <= limit, f"{where}: {compiled.shared} bytes of shared memory, at most {limit} fit"
-            assert not compiled.stack, f"{where}: {compiled.stack} bytes a thread do not fit in registers"
+            assert compiled.shared <= limit, (
+                f"{where}: {compiled.shared} bytes of shared memory, at most {limit} fit"
+            )
+            assert not compiled.stack, (
+                f"{where}: {compiled.stack} bytes a thread do not fit in registers"
+            )
 
 
 def test_products_use_tensor_cores() -> None:

@@ -1,4 +1,5 @@
-"""Every custom operation against the contract (contract.py). With TRITON_INTERPRET=1 in the environment, its kernels."""
+"""Every custom operation against the contract (contract.py). With TRITON_INTERPRET=1 in the
+environment, its kernels."""
 
 from __future__ import annotations
 
@@ -14,9 +15,17 @@ from vtlite.ops._launch import INTERPRET, triton
 
 each_op = pytest.mark.parametrize("name", OPS)
 small_shape = pytest.mark.parametrize(
-    ("name", "shape"), [(name, shape) for name, case in OPS.items() for shape in case.shapes if shape not in ("empty", "blocks")]
+    ("name", "shape"),
+    [
+        (name, shape)
+        for name, case in OPS.items()
+        for shape in case.shapes
+        if shape not in ("empty", "blocks")
+    ],
 )
-each_shape = pytest.mark.parametrize(("name", "shape"), [(name, shape) for name, case in OPS.items() for shape in case.shapes])
+each_shape = pytest.mark.parametrize(
+    ("name", "shape"), [(name, shape) for name, case in OPS.items() for shape in case.shapes]
+)
 not_about_kernels = pytest.mark.skipif(INTERPRET, reason="says nothing of the kernel")
 
 
@@ -45,7 +54,9 @@ def test_agrees_with_the_reference(name: str, shape: str, dtype: torch.dtype) ->
 
 
 @each_shape
-@pytest.mark.skipif(INTERPRET, reason="the interpreter's bfloat16 products are wrong (triton-lang/triton#11584)")
+@pytest.mark.skipif(
+    INTERPRET, reason="the interpreter's bfloat16 products are wrong (triton-lang/triton#11584)"
+)
 def test_bfloat16_rounds_as_well_as_torch(name: str, shape: str) -> None:
     if shape != "empty":
         contract.rounds_as_well_as_torch(OPS[name], shape)
@@ -102,7 +113,11 @@ def test_the_kernels_are_what_runs(name: str, monkeypatch: pytest.MonkeyPatch) -
     """Else the tests above would test the reference twice."""
     from triton.runtime.interpreter import InterpretedFunction
 
-    kernels = {value.fn.__name__ for value in vars(sys.modules[OPS[name].function.__module__]).values() if hasattr(value, "fn")}
+    kernels = {
+        value.fn.__name__
+        for value in vars(sys.modules[OPS[name].function.__module__]).values()
+        if hasattr(value, "fn")
+    }
     launched = set()
     run = InterpretedFunction.run
 

@@ -1,4 +1,5 @@
-"""The tests of this folder in processes of another kind: kernels in Triton's interpreter, and a machine without Triton.
+"""The tests of this folder in processes of another kind: kernels in Triton's interpreter, and a
+machine without Triton.
 
 Both are decided when Python starts, so each is a process of its own.
 """
@@ -34,7 +35,14 @@ print(len(OPS), "operations")
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=1200)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
 
 
 @pytest.mark.skipif(triton is None, reason="needs Triton")
@@ -42,14 +50,21 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 def test_kernels_in_the_interpreter() -> None:
     # One needs a compiler, the other is this file.
     others = [f"--ignore=tests/ops/{name}.py" for name in ("test_compile", "test_interpreter")]
-    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops", *others, TRITON_INTERPRET="1")
+    done = python(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops", *others, TRITON_INTERPRET="1"
+    )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert re.search(r"\d+ passed", done.stdout)
 
 
 @pytest.mark.skipif(triton is None, reason="needs Triton")
-@pytest.mark.parametrize(("version", "interpret", "used"), [("3.7.1", "1", False), ("3.8.0+git1a", "1", True), ("3.4.0", "0", True)])
-def test_an_interpreter_that_would_fail_is_not_used(version: str, interpret: str, used: bool) -> None:
+@pytest.mark.parametrize(
+    ("version", "interpret", "used"),
+    [("3.7.1", "1", False), ("3.8.0+git1a", "1", True), ("3.4.0", "0", True)],
+)
+def test_an_interpreter_that_would_fail_is_not_used(
+    version: str, interpret: str, used: bool
+) -> None:
     code = f"import triton; triton.__version__ = {version!r}; from vtlite.ops._launch import INTERPRET, triton; print(triton is not None, INTERPRET)"
     done = python("-c", code, TRITON_INTERPRET=interpret)
     assert done.stdout == f"{used} {used and interpret == '1'}\n", done.stderr[-2000:]

@@ -1,4 +1,5 @@
-"""The Kronecker product is never formed, and the order of its two halves is the cheap one; the rest is in test_contract.py."""
+"""The Kronecker product is never formed, and the order of its two halves is the cheap one; the rest
+is in test_contract.py."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        self.entries = max([self.entries, *(t.numel() for t in tree_leaves(out) if isinstance(t, Tensor))])
+        self.entries = max(
+            [self.entries, *(t.numel() for t in tree_leaves(out) if isinstance(t, Tensor))]
+        )
         return out
 
 
@@ -37,7 +40,15 @@ def tokens(M: int, K: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "sizes", [(1, 24, 24, 32, 32), (1, 32, 24, 40, 30), (1, 40, 30, 32, 24), (3, 2, 5, 4, 3), (2, 1, 7, 5, 1)], ids=str
+    "sizes",
+    [
+        (1, 24, 24, 32, 32),
+        (1, 32, 24, 40, 30),
+        (1, 40, 30, 32, 24),
+        (3, 2, 5, 4, 3),
+        (2, 1, 7, 5, 1),
+    ],
+    ids=str,
 )
 def test_is_the_kronecker_product_never_formed(sizes: tuple[int, ...]) -> None:
     A, B = factors(*sizes)
@@ -46,7 +57,9 @@ def test_is_the_kronecker_product_never_formed(sizes: tuple[int, ...]) -> None:
     dy = torch.randn(3, W.shape[0], generator=torch.Generator().manual_seed(2)).double()
     want = torch.autograd.grad(x @ W.T, (x, A, B), dy)
     torch.testing.assert_close(kron_linear(x, A, B), x @ W.T, atol=1e-10, rtol=1e-10)
-    for ours, naive in zip(torch.autograd.grad(kron_linear(x, A, B), (x, A, B), dy), want, strict=True):
+    for ours, naive in zip(
+        torch.autograd.grad(kron_linear(x, A, B), (x, A, B), dy), want, strict=True
+    ):
         torch.testing.assert_close(ours, naive, atol=1e-10, rtol=1e-10)
     torch.testing.assert_close(kron_matrix(A, B), W, atol=1e-12, rtol=1e-12)
 
@@ -61,10 +74,14 @@ def test_largest_tensor_is_far_smaller_than_the_matrix() -> None:
     with Largest() as both:
         kron_linear(x, A, B).sum().backward()
     assert naive.entries >= 768 * 768
-    assert max(forward.entries, both.entries) <= 4 * 768 + 768  # x, y, what lies between; the factors have 576 and 1,024 entries
+    assert (
+        max(forward.entries, both.entries) <= 4 * 768 + 768
+    )  # x, y, what lies between; the factors have 576 and 1,024 entries
 
 
-@pytest.mark.parametrize("sizes", [(1, 24, 24, 32, 32), (4, 4, 4, 6, 192), (4, 4, 4, 192, 6), (2, 9, 3, 2, 8)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(1, 24, 24, 32, 32), (4, 4, 4, 6, 192), (4, 4, 4, 192, 6), (2, 9, 3, 2, 8)], ids=str
+)
 def test_takes_the_cheaper_order(sizes: tuple[int, ...]) -> None:
     A, B = factors(*sizes)
     n, a, p, b, q = sizes

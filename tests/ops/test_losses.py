@@ -1,4 +1,5 @@
-"""Cross-entropy and distillation: PyTorch's own functions, classes that do not fit one block, labels that do not count or do not exist."""
+"""Cross-entropy and distillation: PyTorch's own functions, classes that do not fit one block,
+labels that do not count or do not exist."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from vtlite.storage import VTError
 
 
 def logits(*shape: int, seed: int = 0, grad: bool = True) -> Tensor:
-    return (3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()).requires_grad_(grad)
+    return (
+        3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+    ).requires_grad_(grad)
 
 
 def assert_equal(got: list[Tensor], want: list[Tensor]) -> None:
@@ -30,7 +33,10 @@ def assert_equal(got: list[Tensor], want: list[Tensor]) -> None:
 def test_cross_entropy_is_pytorchs(classes: int, smoothing: float) -> None:
     labels = torch.tensor([0, -100, classes - 1, classes // 2])
     ours = run(lambda z: cross_entropy(z, labels, smoothing), (logits(4, classes),))
-    assert_equal(ours, run(lambda z: F.cross_entropy(z, labels, label_smoothing=smoothing), (logits(4, classes),)))
+    assert_equal(
+        ours,
+        run(lambda z: F.cross_entropy(z, labels, label_smoothing=smoothing), (logits(4, classes),)),
+    )
 
 
 def test_cross_entropy_of_ignored_rows_alone_is_nan_as_pytorchs() -> None:
@@ -61,7 +67,8 @@ def test_cross_entropy_of_a_label_that_is_no_class() -> None:
 
 def test_cross_entropy_refuses_what_it_cannot_do() -> None:
     with pytest.raises(
-        VTError, match=r"expected a class number of type long for each row of logits, \[2\], found \[2, 3\] of torch.float64"
+        VTError,
+        match=r"expected a class number of type long for each row of logits, \[2\], found \[2, 3\] of torch.float64",
     ):
         cross_entropy(logits(2, 3), logits(2, 3))
     with pytest.raises(VTError, match=r"expected label_smoothing in \[0, 1\], found 1.5"):
@@ -74,7 +81,9 @@ def _kl(student: Tensor, teacher: Tensor, T: float) -> Tensor:
 
 
 @pytest.mark.parametrize("temperature", [0.7, 4.0])
-@pytest.mark.parametrize("classes", [1, 7, 50_001])  # the last in several blocks, and on the CPU large enough for the operator
+@pytest.mark.parametrize(
+    "classes", [1, 7, 50_001]
+)  # the last in several blocks, and on the CPU large enough for the operator
 def test_kd_loss_is_pytorchs(classes: int, temperature: float) -> None:
     teacher = logits(3, classes, seed=1, grad=False)
     ours = run(lambda z: kd_loss(z, teacher, temperature), (logits(3, classes),))
@@ -86,7 +95,10 @@ def test_kd_loss_teaches_only_the_student() -> None:
     kd_loss(student, teacher, 2.0).backward()
     assert student.grad is not None
     assert teacher.grad is None
-    with pytest.raises(VTError, match=r"expected logits of one shape from student and teacher, found \[2, 3\] and \[2, 4\]"):
+    with pytest.raises(
+        VTError,
+        match=r"expected logits of one shape from student and teacher, found \[2, 3\] and \[2, 4\]",
+    ):
         kd_loss(student, logits(2, 4), 2.0)
 
 
@@ -100,8 +112,15 @@ def saved(function: Callable[[], Tensor]) -> list[Tensor]:
 
 def test_losses_keep_one_tensor_of_the_size_of_the_logits() -> None:
     """Of the logits' own type; the labels are alive anyway."""
-    z, labels, teacher = logits(4, 50).detach().half().requires_grad_(), torch.arange(4), logits(4, 50, grad=False).half()
-    for function in (lambda: _cross_entropy(z, labels, 0.1)[0], lambda: _kd_loss(z, teacher, 2.0)[0]):
+    z, labels, teacher = (
+        logits(4, 50).detach().half().requires_grad_(),
+        torch.arange(4),
+        logits(4, 50, grad=False).half(),
+    )
+    for function in (
+        lambda: _cross_entropy(z, labels, 0.1)[0],
+        lambda: _kd_loss(z, teacher, 2.0)[0],
+    ):
         kept = saved(function)
         assert sum(t.numel() * t.element_size() for t in kept if t.numel() > 4) == 4 * 50 * 2
 

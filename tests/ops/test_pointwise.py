@@ -1,4 +1,5 @@
-"""Scale-shift and the mixed operation: sums over several programs, mixed types, lists, errors; the rest is in test_contract.py."""
+"""Scale-shift and the mixed operation: sums over several programs, mixed types, lists, errors; the
+rest is in test_contract.py."""
 
 from __future__ import annotations
 
@@ -15,7 +16,11 @@ from vtlite.storage import VTError
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype).requires_grad_()
+    return (
+        torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+        .to(dtype)
+        .requires_grad_()
+    )
 
 
 def test_scale_shift_adds_up_many_rows() -> None:
@@ -25,14 +30,22 @@ def test_scale_shift_adds_up_many_rows() -> None:
 
 
 def test_scale_shift_takes_float32_pairs_after_a_half_precision_layer() -> None:
-    inputs = random(7, 5, dtype=torch.float16), random(5, dtype=torch.float32), random(5, dtype=torch.float32)
-    for ours, theirs in zip(run(scale_shift, inputs), run(scale_shift_reference, inputs), strict=True):
+    inputs = (
+        random(7, 5, dtype=torch.float16),
+        random(5, dtype=torch.float32),
+        random(5, dtype=torch.float32),
+    )
+    for ours, theirs in zip(
+        run(scale_shift, inputs), run(scale_shift_reference, inputs), strict=True
+    ):
         assert ours.dtype == theirs.dtype
         torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=2e-3)
 
 
 def test_scale_shift_refuses_other_shapes() -> None:
-    with pytest.raises(VTError, match=r"expected a scale and a shift of 5 numbers each.*found \[1\] and \[5\]"):
+    with pytest.raises(
+        VTError, match=r"expected a scale and a shift of 5 numbers each.*found \[1\] and \[5\]"
+    ):
         scale_shift(random(7, 5), random(1), random(5))
 
 
@@ -40,7 +53,10 @@ def test_scale_shift_refuses_other_shapes() -> None:
 def test_mixed_op_of_a_list_in_several_blocks(candidates: int) -> None:
     xs = [random(2500 + k).detach()[:2500].requires_grad_() for k in range(candidates)]
     inputs = *xs, random(candidates)
-    ours, theirs = (run(lambda *t, f=f: f(list(t[:-1]), t[-1]), inputs) for f in (mixed._mixed_op, mixed_op_reference))
+    ours, theirs = (
+        run(lambda *t, f=f: f(list(t[:-1]), t[-1]), inputs)
+        for f in (mixed._mixed_op, mixed_op_reference)
+    )
     close(ours, theirs, 1e-10)
 
 

@@ -1,4 +1,5 @@
-"""Prompt attention beside attention over concatenated keys: the same numbers, less to keep; the rest is in test_contract.py."""
+"""Prompt attention beside attention over concatenated keys: the same numbers, less to keep; the
+rest is in test_contract.py."""
 
 from __future__ import annotations
 
@@ -18,16 +19,27 @@ from vtlite.backbones.vit import Block
 from vtlite.bench_ops import ConcatenatedPrompts, kept_bytes
 from vtlite.methods.prompt.vision.vpt_deep import PromptedBlock
 from vtlite.ops._launch import INTERPRET
-from vtlite.ops.prompt_attention import _prompt_attention, concatenated_attention, prompt_attention, prompt_attention_reference
+from vtlite.ops.prompt_attention import (
+    _prompt_attention,
+    concatenated_attention,
+    prompt_attention,
+    prompt_attention_reference,
+)
 from vtlite.storage import VTError
 
 B, H, N, P, D = 3, 2, 7, 4, 5
 
 
-def inputs(images: int = B, prompts: int = P, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
-    """As a layer makes them: q, k, v cut out of one projection of the tokens, pk and pv of one of the prompts."""
+def inputs(
+    images: int = B, prompts: int = P, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, ...]:
+    """As a layer makes them: q, k, v cut out of one projection of the tokens, pk and pv of one of
+    the prompts."""
     g = torch.Generator().manual_seed(0)
-    own, shared = (torch.randn(*shape, H, D, generator=g, dtype=dtype) for shape in ((images, N, 3), (prompts, 3)))
+    own, shared = (
+        torch.randn(*shape, H, D, generator=g, dtype=dtype)
+        for shape in ((images, N, 3), (prompts, 3))
+    )
     return *own.permute(2, 0, 3, 1, 4), *shared.permute(1, 2, 0, 3)[1:]
 
 
@@ -43,19 +55,29 @@ def test_by_hand() -> None:
             for i in range(N):
                 keys, values = [*pk[h], *k[b, h]], [*pv[h], *v[b, h]]
                 weights = [((q[b, h, i] * key).sum() / D**0.5).exp() for key in keys]
-                want[b, h, i] = sum(w * value for w, value in zip(weights, values, strict=True)) / sum(weights)
+                want[b, h, i] = sum(
+                    w * value for w, value in zip(weights, values, strict=True)
+                ) / sum(weights)
     close([prompt_attention(q, k, v, pk, pv)], [want], 1e-12)
 
 
 @pytest.mark.parametrize("prompts", [0, 1, P, 3 * N])
 def test_equals_concatenation(prompts: int) -> None:
-    close(run(prompt_attention, leaves(inputs(prompts=prompts))), run(concatenated_attention, leaves(inputs(prompts=prompts))), 1e-12)
+    close(
+        run(prompt_attention, leaves(inputs(prompts=prompts))),
+        run(concatenated_attention, leaves(inputs(prompts=prompts))),
+        1e-12,
+    )
 
 
 def test_order_does_not_matter() -> None:
     """No position enters: prompts are a set."""
     q, k, v, pk, pv = inputs()
-    close([prompt_attention(q, k, v, pk.flip(1), pv.flip(1))], [prompt_attention(q, k, v, pk, pv)], 1e-12)
+    close(
+        [prompt_attention(q, k, v, pk.flip(1), pv.flip(1))],
+        [prompt_attention(q, k, v, pk, pv)],
+        1e-12,
+    )
 
 
 def test_prompts_gradient_is_the_sum_over_images() -> None:
@@ -72,7 +94,8 @@ def test_prompts_gradient_is_the_sum_over_images() -> None:
 
 @pytest.mark.parametrize("factor", [1e2, 1e4])
 def test_scores_far_apart(factor: float) -> None:
-    """Where one lot of keys has all the weight, the other's exponentials would overflow or vanish alone."""
+    """Where one lot of keys has all the weight, the other's exponentials would overflow or vanish
+    alone."""
     for ours, theirs in ((factor, 1.0), (1.0, factor)):
         q, k, v, pk, pv = inputs()
         scaled = leaves((q, ours * k, v, theirs * pk, pv))
@@ -82,7 +105,8 @@ def test_scores_far_apart(factor: float) -> None:
 
 
 def test_keeps_nothing_per_image_of_the_prompts() -> None:
-    """Beyond its inputs: the output, and one number for each query. Concatenated: keys and values of P + N tokens as well."""
+    """Beyond its inputs: the output, and one number for each query. Concatenated: keys and values
+    of P + N tokens as well."""
     x = leaves(inputs())
     output, number = B * H * N * D * 8, B * H * N * 8
     assert kept_bytes(lambda: _prompt_attention(*x)[0], x) == output + number
@@ -91,18 +115,26 @@ def test_keeps_nothing_per_image_of_the_prompts() -> None:
 
 @pytest.mark.skipif(INTERPRET, reason="the kernel's inputs are parts of the projection's output")
 def test_without_a_kernel_the_projections_output_is_not_kept_whole() -> None:
-    """Keys and values are kept once, beside the prompts', and not a second time as parts of what q is a part of."""
-    tokens, (*_, pk, pv) = torch.randn(B, N, 3, H, D, requires_grad=True), leaves(inputs(dtype=torch.float32))
+    """Keys and values are kept once, beside the prompts', and not a second time as parts of what q
+    is a part of."""
+    tokens, (*_, pk, pv) = (
+        torch.randn(B, N, 3, H, D, requires_grad=True),
+        leaves(inputs(dtype=torch.float32)),
+    )
 
     def kept(attention: Callable[..., Tensor]) -> int:
-        return kept_bytes(lambda: attention(*(2 * tokens).permute(2, 0, 3, 1, 4), pk, pv), (tokens, pk, pv))
+        return kept_bytes(
+            lambda: attention(*(2 * tokens).permute(2, 0, 3, 1, 4), pk, pv), (tokens, pk, pv)
+        )
 
     assert kept(prompt_attention) == kept(concatenated_attention) - 2 * B * H * N * D * 4
 
 
 def test_refuses_what_does_not_fit() -> None:
     q, k, v, pk, pv = inputs()
-    with pytest.raises(VTError, match=r"one shape \[H, P, D\], found .*\[3, 2, 7, 5\], \[2, 4, 5\], \[2, 3, 5\]"):
+    with pytest.raises(
+        VTError, match=r"one shape \[H, P, D\], found .*\[3, 2, 7, 5\], \[2, 4, 5\], \[2, 3, 5\]"
+    ):
         prompt_attention(q, k, v, pk, pv[:, 1:])
     with pytest.raises(VTError, match=r"expected q, k, v of one shape \[B, H, N, D\]"):
         prompt_attention(q, k[:, :, 1:], v[:, :, 1:], pk, pv)
@@ -110,7 +142,8 @@ def test_refuses_what_does_not_fit() -> None:
         prompt_attention(q, k, v, pk.expand(B, -1, -1, -1), pv.expand(B, -1, -1, -1))
 
 
-# In VPT-deep ------------------------------------------------------------------------------------------------------------------------------
+# In VPT-deep
+# ------------------------------------------------------------------------------------------------------------------------------
 def prompted(backbone: nn.Module) -> tuple[vt.Tuned, vt.Tuned]:
     """With shared prompts, and as one usually writes it."""
     ours = vt.tune(backbone, "vpt_deep", num_classes=3, num_prompts=6).train()
@@ -131,19 +164,29 @@ def assert_same(ours: vt.Tuned, usual: vt.Tuned) -> None:
     close(trained.values(), [theirs[name].grad for name in trained], 1e-10)
 
 
-@pytest.mark.parametrize("settings", [{}, {"distilled": True}, {"global_pool": "avg", "init_values": 0.5}, {"qkv_bias": False}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"distilled": True}, {"global_pool": "avg", "init_values": 0.5}, {"qkv_bias": False}],
+    ids=str,
+)
 def test_vpt_deep_is_the_same_function(settings: dict[str, object]) -> None:
     assert_same(*prompted(make_tiny(**settings)))
 
 
 @pytest.mark.parametrize(
     ("settings", "shared"),
-    [({}, True), ({"init_values": 0.5, "drop_path_rate": 0.5, "attn_drop_rate": 0.5}, True), ({"qk_norm": True}, False)],
+    [
+        ({}, True),
+        ({"init_values": 0.5, "drop_path_rate": 0.5, "attn_drop_rate": 0.5}, True),
+        ({"qk_norm": True}, False),
+    ],
     ids=str,
 )
 def test_vpt_deep_is_the_same_function_on_timm(settings: dict[str, object], shared: bool) -> None:
     timm_vit = pytest.importorskip("timm").models.vision_transformer.VisionTransformer
-    ours, usual = prompted(timm_vit(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, **settings))
+    ours, usual = prompted(
+        timm_vit(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, **settings)
+    )
     assert [block.known for block in ours.backbone.blocks] == [shared, shared]
     assert_same(ours, usual)
 

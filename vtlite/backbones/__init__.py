@@ -1,4 +1,5 @@
-"""Backbones by name: blank ones (`create_backbone`), and ones with weights (`load_backbone`, `save_backbone`)."""
+"""Backbones by name: blank ones (`create_backbone`), and ones with weights (`load_backbone`,
+`save_backbone`)."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from vtlite.backbones.swin import SwinTransformer
 from vtlite.backbones.vit import VisionTransformer
 from vtlite.storage import VTError, load_tensors, save_tensors, unknown
 
-WEIGHTS = Path(__file__).parent / "weights"  # the embedded checkpoints, one safetensors file and one card each
+WEIGHTS = (
+    Path(__file__).parent / "weights"
+)  # the embedded checkpoints, one safetensors file and one card each
 
 _SIZES = {
     "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
@@ -29,38 +32,69 @@ Build = tuple[type[nn.Module], dict[str, Any]]
 
 
 def _vit(size: str, img_size: int, patch_size: int, **more: Any) -> Build:
-    return VisionTransformer, {"img_size": img_size, "patch_size": patch_size, **_SIZES[size], **more}
+    return VisionTransformer, {
+        "img_size": img_size,
+        "patch_size": patch_size,
+        **_SIZES[size],
+        **more,
+    }
 
 
 # Name -> class and arguments. The names are timm's; torchvision's are aliases below.
 ARCHITECTURES: dict[str, Build] = {
-    "vtlite-tiny": (VisionTransformer, {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3}),
+    "vtlite-tiny": (
+        VisionTransformer,
+        {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3},
+    ),
     "vtlite-resnet": (ResNet, {"depths": (1, 1, 1, 1), "width": 24, "small_images": True}),
-    **{f"vit_{size}_patch{p}_{img}": _vit(size, img, p) for size in _SIZES for p in (16, 32) for img in (224, 384)},
-    **{f"vit_{size}_patch14_dinov2": _vit(size, 518, 14, init_values=1e-5) for size in ("small", "base", "large")},
-    **{f"deit_{size}_distilled_patch16_224": _vit(size, 224, 16, distilled=True) for size in ("tiny", "small", "base")},
-    "vit_tiny_convstem_patch16_224": (HybridViT, {**_SIZES["tiny"], "stem_channels": (24, 48, 96, 192)}),
+    **{
+        f"vit_{size}_patch{p}_{img}": _vit(size, img, p)
+        for size in _SIZES
+        for p in (16, 32)
+        for img in (224, 384)
+    },
+    **{
+        f"vit_{size}_patch14_dinov2": _vit(size, 518, 14, init_values=1e-5)
+        for size in ("small", "base", "large")
+    },
+    **{
+        f"deit_{size}_distilled_patch16_224": _vit(size, 224, 16, distilled=True)
+        for size in ("tiny", "small", "base")
+    },
+    "vit_tiny_convstem_patch16_224": (
+        HybridViT,
+        {**_SIZES["tiny"], "stem_channels": (24, 48, 96, 192)},
+    ),
     "swin_tiny_patch4_window7_224": (SwinTransformer, {}),
     "resnet18": (ResNet, {}),
     "resnet34": (ResNet, {"depths": (3, 4, 6, 3)}),
     "resnet50": (ResNet, {"depths": (3, 4, 6, 3), "bottleneck": True}),
     "resnet101": (ResNet, {"depths": (3, 4, 23, 3), "bottleneck": True}),
 }
-_TORCHVISION = {f"vit_{size[0]}_{p}": f"vit_{size}_patch{p}_224" for size in ("base", "large") for p in (16, 32)}
+_TORCHVISION = {
+    f"vit_{size[0]}_{p}": f"vit_{size}_patch{p}_224" for size in ("base", "large") for p in (16, 32)
+}
 
 
 def create_backbone(name: str, device: str | torch.device | None = None, **overrides: Any) -> Any:
-    """A backbone with random weights, by timm's name (`"vit_base_patch16_224"`, a tag after a dot is ignored) or torchvision's (`"vit_b_16"`).
+    """A backbone with random weights, by timm's name (`"vit_base_patch16_224"`, a tag after a dot
+    is ignored) or torchvision's (`"vit_b_16"`).
 
-    `overrides` replace arguments of its class; `device="meta"` allocates nothing (to count parameters). A ViT, ResNet or Swin.
-    Raises `VTError` for a name or argument that does not exist, with the nearest ones that do.
+    `overrides` replace arguments of its class; `device="meta"` allocates nothing (to count
+    parameters). A ViT, ResNet or Swin. Raises `VTError` for a name or argument that does not exist,
+    with the nearest ones that do.
     """
     architecture = name.partition(".")[0]
     architecture = _TORCHVISION.get(architecture, architecture)
     if architecture not in ARCHITECTURES:
         raise unknown("backbone", name, (*ARCHITECTURES, *_TORCHVISION))
     cls, arguments = ARCHITECTURES[architecture]
-    known = [name for kind in cls.__mro__ if kind.__module__.startswith("vtlite") for name in inspect.signature(kind).parameters]
+    known = [
+        name
+        for kind in cls.__mro__
+        if kind.__module__.startswith("vtlite")
+        for name in inspect.signature(kind).parameters
+    ]
     for argument in overrides:
         if argument not in known:
             raise unknown("backbone argument", argument, known)
@@ -71,10 +105,11 @@ def create_backbone(name: str, device: str | torch.device | None = None, **overr
 def load_backbone(name_or_path: str | Path, num_heads: int | None = None) -> Any:
     """A pre-trained backbone, without a head and in eval mode.
 
-    `name_or_path` is an embedded checkpoint (`"vtlite-tiny"`), a safetensors file with timm's names, or `"timm:NAME"`, which downloads
-    timm's weights and, where the architecture is one of ours, loads them into our code. A file that does not say its number of heads is
-    taken to have heads of width 64, as all published ViTs have; pass `num_heads` otherwise.
-    Raises `VTError` for an unknown name, an unreadable file, foreign shapes, or a missing network.
+    `name_or_path` is an embedded checkpoint (`"vtlite-tiny"`), a safetensors file with timm's
+    names, or `"timm:NAME"`, which downloads timm's weights and, where the architecture is one of
+    ours, loads them into our code. A file that does not say its number of heads is taken to have
+    heads of width 64, as all published ViTs have; pass `num_heads` otherwise. Raises `VTError` for
+    an unknown name, an unreadable file, foreign shapes, or a missing network.
     """
     name = str(name_or_path)
     if name.startswith("timm:"):
@@ -84,7 +119,11 @@ def load_backbone(name_or_path: str | Path, num_heads: int | None = None) -> Any
         raise unknown("backbone", name, (*embedded, "timm:NAME", "a path to a .safetensors file"))
     path = embedded.get(name, Path(name))
     tensors, metadata = load_tensors(path)
-    tensors = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items() if not k.startswith(HEADS)}
+    tensors = {
+        k: t.float() if t.is_floating_point() else t
+        for k, t in tensors.items()
+        if not k.startswith(HEADS)
+    }
     heads = num_heads or metadata.get("num_heads")
     if heads is not None and not str(heads).isdigit():
         raise VTError(f"expected a number of heads, found {heads!r} in {path}; pass num_heads=...")
@@ -92,17 +131,37 @@ def load_backbone(name_or_path: str | Path, num_heads: int | None = None) -> Any
 
 
 def save_backbone(backbone: Any, path: str | Path, half: bool = False, **metadata: object) -> None:
-    """Write a backbone's weights (no head), in half precision if asked, as a file that `load_backbone` reads."""
-    tensors = {k: t.half() if half and t.is_floating_point() else t for k, t in backbone.state_dict().items() if not k.startswith(HEADS)}
-    heads = {"num_heads": backbone.num_heads} if hasattr(backbone, "num_heads") else {}  # the rest can be read off the shapes
+    """Write a backbone's weights (no head), in half precision if asked, as a file that
+    `load_backbone` reads."""
+    tensors = {
+        k: t.half() if half and t.is_floating_point() else t
+        for k, t in backbone.state_dict().items()
+        if not k.startswith(HEADS)
+    }
+    heads = (
+        {"num_heads": backbone.num_heads} if hasattr(backbone, "num_heads") else {}
+    )  # the rest can be read off the shapes
     save_tensors(path, tensors, {**heads, **metadata})
 
 
-def _from_tensors(tensors: dict[str, Tensor], num_heads: int | None, source: Path | str) -> nn.Module:
+def _from_tensors(
+    tensors: dict[str, Tensor], num_heads: int | None, source: Path | str
+) -> nn.Module:
     """Read the architecture off the names and shapes, build it, load the weights strictly."""
-    swin, resnet = "layers.0.blocks.0.attn.relative_position_bias_table" in tensors, "layer1.0.conv1.weight" in tensors
-    with torch.device("cpu" if swin else "meta"):  # Swin's masks and indices are no part of the file, so they are made for real
-        backbone = _swin_like(tensors) if swin else _resnet_like(tensors) if resnet else _vit_like(tensors, num_heads, source)
+    swin, resnet = (
+        "layers.0.blocks.0.attn.relative_position_bias_table" in tensors,
+        "layer1.0.conv1.weight" in tensors,
+    )
+    with torch.device(
+        "cpu" if swin else "meta"
+    ):  # Swin's masks and indices are no part of the file, so they are made for real
+        backbone = (
+            _swin_like(tensors)
+            if swin
+            else _resnet_like(tensors)
+            if resnet
+            else _vit_like(tensors, num_heads, source)
+        )
     expected = {key: tuple(t.shape) for key, t in backbone.state_dict().items()}
     found = {key: tuple(t.shape) for key, t in tensors.items()}
     for key in sorted(expected.keys() | found.keys()):
@@ -117,19 +176,26 @@ def _from_tensors(tensors: dict[str, Tensor], num_heads: int | None, source: Pat
 
 def _count(tensors: dict[str, Tensor], prefix: str) -> int:
     """How many numbered children stand behind `prefix`."""
-    return 1 + max((int(found[1]) for key in tensors if (found := re.match(rf"{prefix}(\d+)\.", key))), default=-1)
+    return 1 + max(
+        (int(found[1]) for key in tensors if (found := re.match(rf"{prefix}(\d+)\.", key))),
+        default=-1,
+    )
 
 
 def _resnet_like(tensors: dict[str, Tensor]) -> ResNet:
     width, channels, kernel, _ = tensors["conv1.weight"].shape
     depths = tuple(max(1, _count(tensors, f"layer{i}.")) for i in (1, 2, 3, 4))
-    return ResNet(depths, "layer1.0.conv3.weight" in tensors, width, channels, small_images=kernel == 3)
+    return ResNet(
+        depths, "layer1.0.conv3.weight" in tensors, width, channels, small_images=kernel == 3
+    )
 
 
 def _swin_like(tensors: dict[str, Tensor]) -> SwinTransformer:
     """Swin-T, S, B and L at 224 pixels differ in width, depths and heads only."""
     stages = range(_count(tensors, "layers."))
-    tables = [tensors[f"layers.{i}.blocks.0.attn.relative_position_bias_table"].shape for i in stages]
+    tables = [
+        tensors[f"layers.{i}.blocks.0.attn.relative_position_bias_table"].shape for i in stages
+    ]
     return SwinTransformer(
         embed_dim=tensors["patch_embed.proj.weight"].shape[0],
         depths=[_count(tensors, f"layers.{i}.blocks.") for i in stages],
@@ -138,9 +204,21 @@ def _swin_like(tensors: dict[str, Tensor]) -> SwinTransformer:
     )
 
 
-def _vit_like(tensors: dict[str, Tensor], num_heads: int | None, source: Path | str) -> VisionTransformer:
-    needed = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.attn.qkv.weight": 2, "blocks.0.mlp.fc1.weight": 2}
-    if missing := [f"{key} of {n} dimensions" for key, n in needed.items() if key not in tensors or tensors[key].ndim != n]:
+def _vit_like(
+    tensors: dict[str, Tensor], num_heads: int | None, source: Path | str
+) -> VisionTransformer:
+    needed = {
+        "cls_token": 3,
+        "pos_embed": 3,
+        "patch_embed.proj.weight": 4,
+        "blocks.0.attn.qkv.weight": 2,
+        "blocks.0.mlp.fc1.weight": 2,
+    }
+    if missing := [
+        f"{key} of {n} dimensions"
+        for key, n in needed.items()
+        if key not in tensors or tensors[key].ndim != n
+    ]:
         raise VTError(
             f"{source} is not a ViT with timm's names: it lacks {', '.join(missing)}; "
             "a state dict from another library has to be renamed first"
@@ -168,24 +246,32 @@ def _vit_like(tensors: dict[str, Tensor], num_heads: int | None, source: Path | 
     }
     if not stem:
         return VisionTransformer(**arguments)
-    return HybridViT([len(tensors[f"patch_embed.backbone.{i}.conv.weight"]) for i in range(stem)], **arguments)
+    return HybridViT(
+        [len(tensors[f"patch_embed.backbone.{i}.conv.weight"]) for i in range(stem)], **arguments
+    )
 
 
 def _load_timm(name: str) -> Any:  # timm has no types
     try:
         import timm
     except ImportError as error:
-        raise VTError("timm:NAME needs the timm package; install it with: pip install timm") from error
+        raise VTError(
+            "timm:NAME needs the timm package; install it with: pip install timm"
+        ) from error
     if not timm.is_model(name):
         raise unknown("timm model", name, timm.list_models("*vit*") + timm.list_pretrained("*vit*"))
     try:
         model: Any = timm.create_model(name, pretrained=True, num_classes=0)
-    except Exception as error:  # the hub client raises many types, all of which mean the same to the user
+    except (
+        Exception
+    ) as error:  # the hub client raises many types, all of which mean the same to the user
         raise VTError(
             f"could not get the weights of timm model {name!r} ({type(error).__name__}): check the network, "
             'or use an embedded backbone such as "vtlite-tiny" or a local .safetensors file'
         ) from error
     if name.partition(".")[0] in ARCHITECTURES:
         heads = model.blocks[0].attn.num_heads if hasattr(model, "blocks") else None
-        return _from_tensors({k: t for k, t in model.state_dict().items() if not k.startswith(HEADS)}, heads, name)
+        return _from_tensors(
+            {k: t for k, t in model.state_dict().items() if not k.startswith(HEADS)}, heads, name
+        )
     return model

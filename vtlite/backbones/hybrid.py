@@ -1,6 +1,8 @@
-"""A ViT whose patches pass some convolutions first (Xiao et al., "Early Convolutions Help Transformers See Better", NeurIPS 2021).
+"""A ViT whose patches pass some convolutions first (Xiao et al., "Early Convolutions Help
+Transformers See Better", NeurIPS 2021).
 
-arXiv 2106.14881. A few 3x3 convolutions of stride 2 replace most of the patch's stride; the names are those of timm's hybrid ViTs.
+arXiv 2106.14881. A few 3x3 convolutions of stride 2 replace most of the patch's stride; the names
+are those of timm's hybrid ViTs.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from vtlite.storage import VTError
 
 
 class ConvNormAct(nn.Module):
-    """A 3x3 convolution of stride 2, batch norm and ReLU; the last of a stem has neither norm nor ReLU: [B, in, h, w] -> [B, out, h/2, w/2]."""
+    """A 3x3 convolution of stride 2, batch norm and ReLU; the last of a stem has neither norm nor
+    ReLU: [B, in, h, w] -> [B, out, h/2, w/2]."""
 
     def __init__(self, in_channels: int, out_channels: int, last: bool) -> None:
         super().__init__()
@@ -30,18 +33,28 @@ class ConvNormAct(nn.Module):
 
 
 class HybridEmbed(PatchEmbed):
-    """Convolutions of stride 2, then the patch projection of what stride is left: [B, C, S, S] -> [B, (S / patch_size)^2, D]."""
+    """Convolutions of stride 2, then the patch projection of what stride is left: [B, C, S, S] ->
+    [B, (S / patch_size)^2, D]."""
 
-    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, channels: Sequence[int]) -> None:
+    def __init__(
+        self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, channels: Sequence[int]
+    ) -> None:
         left = patch_size // 2 ** len(channels)
         if not channels or left * 2 ** len(channels) != patch_size:
-            raise VTError(f"expected a patch size that {len(channels)} halvings divide, found {patch_size}; give the stem other channels")
+            raise VTError(
+                f"expected a patch size that {len(channels)} halvings divide, found {patch_size}; give the stem other channels"
+            )
         super().__init__(img_size, patch_size, in_chans, embed_dim)
-        del self.proj  # made again below, so that the modules stand in the order in which the image passes them
+        del (
+            self.proj
+        )  # made again below, so that the modules stand in the order in which the image passes them
         inputs = (in_chans, *channels[:-1])
-        self.backbone = nn.Sequential(*(
-            ConvNormAct(a, b, last=i == len(channels) - 1) for i, (a, b) in enumerate(zip(inputs, channels, strict=True))
-        ))  # fmt: skip
+        self.backbone = nn.Sequential(
+            *(
+                ConvNormAct(a, b, last=i == len(channels) - 1)
+                for i, (a, b) in enumerate(zip(inputs, channels, strict=True))
+            )
+        )
         self.proj = nn.Conv2d(channels[-1], embed_dim, left, left)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -50,9 +63,12 @@ class HybridEmbed(PatchEmbed):
 
 
 class HybridViT(VisionTransformer):
-    """A ViT with a convolutional stem of the given `stem_channels`; all other arguments are the ViT's."""
+    """A ViT with a convolutional stem of the given `stem_channels`; all other arguments are the
+    ViT's."""
 
     def __init__(self, stem_channels: Sequence[int] = (24, 48, 96), **arguments: Any) -> None:
         super().__init__(**arguments)
         embed = self.patch_embed
-        self.patch_embed = HybridEmbed(embed.img_size[0], embed.patch_size[0], embed.in_chans, self.embed_dim, stem_channels)
+        self.patch_embed = HybridEmbed(
+            embed.img_size[0], embed.patch_size[0], embed.in_chans, self.embed_dim, stem_channels
+        )

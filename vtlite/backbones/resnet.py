@@ -1,6 +1,8 @@
-"""Residual networks (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385), from scratch.
+"""Residual networks (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv
+1512.03385), from scratch.
 
-Modules and parameters carry torchvision's names (which are timm's too), so published weights load without a translation table.
+Modules and parameters carry torchvision's names (which are timm's too), so published weights load
+without a translation table.
 
     y = relu(F(x) + shortcut(x))                      # F: two 3x3 convolutions, or a 1x1 - 3x3 - 1x1 bottleneck
     logits = fc(mean over positions of layer4(layer3(layer2(layer1(stem(x))))))
@@ -18,10 +20,13 @@ from vtlite.storage import VTError
 
 
 def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
-    """What brings x to the shape of F(x): a strided 1x1 convolution with its norm, or nothing where the shapes agree."""
+    """What brings x to the shape of F(x): a strided 1x1 convolution with its norm, or nothing where
+    the shapes agree."""
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+    )
 
 
 class BasicBlock(nn.Module):
@@ -44,9 +49,11 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 1x1, a 3x3 and a 1x1 convolution and a shortcut: [B, in, h, w] -> [B, 4 width, h / stride, w / stride].
+    """A 1x1, a 3x3 and a 1x1 convolution and a shortcut: [B, in, h, w] -> [B, 4 width, h / stride,
+    w / stride].
 
-    The 3x3 convolution has the stride, as in torchvision ("ResNet v1.5"); the paper has it in the first 1x1.
+    The 3x3 convolution has the stride, as in torchvision ("ResNet v1.5"); the paper has it in the
+    first 1x1.
     """
 
     expansion = 4
@@ -69,10 +76,12 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet: images [B, in_chans, S, S] of any size -> logits [B, num_classes], or features [B, num_features] when num_classes is 0.
+    """A ResNet: images [B, in_chans, S, S] of any size -> logits [B, num_classes], or features [B,
+    num_features] when num_classes is 0.
 
-    `depths` are the blocks of the four stages, `width` the channels of the first. `small_images` replaces the stem's 7x7 convolution
-    and pooling, which would leave little of 32 pixels, by a 3x3 convolution of stride 2.
+    `depths` are the blocks of the four stages, `width` the channels of the first. `small_images`
+    replaces the stem's 7x7 convolution and pooling, which would leave little of 32 pixels, by a 3x3
+    convolution of stride 2.
     """
 
     def __init__(
@@ -86,10 +95,16 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(depths) != 4 or min(depths) < 1:
-            raise VTError(f"expected depths of four stages with at least one block each, found {tuple(depths)}")
+            raise VTError(
+                f"expected depths of four stages with at least one block each, found {tuple(depths)}"
+            )
         block = Bottleneck if bottleneck else BasicBlock
         self.in_chans = in_chans
-        self.conv1 = nn.Conv2d(in_chans, width, 3, 2, 1, bias=False) if small_images else nn.Conv2d(in_chans, width, 7, 2, 3, bias=False)
+        self.conv1 = (
+            nn.Conv2d(in_chans, width, 3, 2, 1, bias=False)
+            if small_images
+            else nn.Conv2d(in_chans, width, 7, 2, 3, bias=False)
+        )
         self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(3, 2, 1)
         channels = width
@@ -121,7 +136,8 @@ class ResNet(nn.Module):
         return x
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
-        """[B, num_features, h, w] -> logits [B, num_classes], or the pooled features [B, num_features] with `pre_logits`."""
+        """[B, num_features, h, w] -> logits [B, num_classes], or the pooled features [B,
+        num_features] with `pre_logits`."""
         pooled = maps.mean(dim=(2, 3))
         return pooled if pre_logits else self.fc(pooled)
 

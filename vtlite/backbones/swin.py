@@ -1,7 +1,9 @@
-"""The Swin Transformer (Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021, arXiv 2103.14030).
+"""The Swin Transformer (Liu et al., "Swin Transformer: Hierarchical Vision Transformer using
+Shifted Windows", ICCV 2021, arXiv 2103.14030).
 
-From scratch, with timm's names. Attention stays inside windows of w x w tokens; every second block shifts the windows by half, so that
-neighbouring windows talk to each other; between stages, 2 x 2 tokens merge into one of twice the width. Maps are [B, h, w, D].
+From scratch, with timm's names. Attention stays inside windows of w x w tokens; every second block
+shifts the windows by half, so that neighbouring windows talk to each other; between stages, 2 x 2
+tokens merge into one of twice the width. Maps are [B, h, w, D].
 """
 
 from __future__ import annotations
@@ -26,21 +28,30 @@ def to_windows(x: Tensor, w: int) -> Tensor:
 def from_windows(windows: Tensor, w: int, height: int, width: int) -> Tensor:
     """The inverse of `to_windows`."""
     D = windows.shape[-1]
-    return windows.view(-1, height // w, width // w, w, w, D).transpose(2, 3).reshape(-1, height, width, D)
+    return (
+        windows.view(-1, height // w, width // w, w, w, D)
+        .transpose(2, 3)
+        .reshape(-1, height, width, D)
+    )
 
 
 class WindowAttention(nn.Module):
-    """Attention inside each window, with a learned bias for every difference of positions: [B * windows, w * w, D] -> the same."""
+    """Attention inside each window, with a learned bias for every difference of positions: [B *
+    windows, w * w, D] -> the same."""
 
     relative_position_index: Tensor
 
     def __init__(self, dim: int, num_heads: int, window: int) -> None:
         super().__init__()
         self.num_heads, self.window = num_heads, window
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros((2 * window - 1) ** 2, num_heads)
+        )
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         place = torch.cartesian_prod(torch.arange(window), torch.arange(window))  # [w * w, 2]
-        difference = place[:, None] - place[None] + window - 1  # [w * w, w * w, 2], from 0 to 2 w - 2
+        difference = (
+            place[:, None] - place[None] + window - 1
+        )  # [w * w, w * w, 2], from 0 to 2 w - 2
         index = difference[..., 0] * (2 * window - 1) + difference[..., 1]
         self.register_buffer("relative_position_index", index, persistent=False)
         self.qkv = nn.Linear(dim, 3 * dim)
@@ -48,40 +59,60 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         windows, N, D = x.shape
-        q, k, v = (t.transpose(1, 2) for t in self.qkv(x).view(windows, N, 3, self.num_heads, -1).unbind(2))  # each [windows, H, N, D / H]
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # [H, N, N]
+        q, k, v = (
+            t.transpose(1, 2) for t in self.qkv(x).view(windows, N, 3, self.num_heads, -1).unbind(2)
+        )  # each [windows, H, N, D / H]
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(
+            2, 0, 1
+        )  # [H, N, N]
         if mask is not None:  # [windows of an image, N, N]: the same for every image of the batch
-            bias = (bias + mask[:, None]).repeat(windows // len(mask), 1, 1, 1)  # [windows, H, N, N]
+            bias = (bias + mask[:, None]).repeat(
+                windows // len(mask), 1, 1, 1
+            )  # [windows, H, N, N]
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(x.transpose(1, 2).reshape(windows, N, D))
 
 
 class SwinBlock(nn.Module):
-    """A pre-norm block with attention in windows, shifted by `shift` tokens: [B, h, w, D] -> [B, h, w, D]."""
+    """A pre-norm block with attention in windows, shifted by `shift` tokens: [B, h, w, D] -> [B, h,
+    w, D]."""
 
     attn_mask: Tensor | None
 
-    def __init__(self, dim: int, num_heads: int, resolution: int, window: int, shift: int, mlp_ratio: float) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, resolution: int, window: int, shift: int, mlp_ratio: float
+    ) -> None:
         super().__init__()
         self.window, self.shift = window, shift
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, num_heads, window)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.register_buffer("attn_mask", shift_mask(resolution, window, shift) if shift else None, persistent=False)
+        self.register_buffer(
+            "attn_mask", shift_mask(resolution, window, shift) if shift else None, persistent=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         _, height, width, _ = x.shape
         rolled = torch.roll(self.norm1(x), (-self.shift, -self.shift), (1, 2))
         windows = self.attn(to_windows(rolled, self.window), self.attn_mask)
-        x = x + torch.roll(from_windows(windows, self.window, height, width), (self.shift, self.shift), (1, 2))
+        x = x + torch.roll(
+            from_windows(windows, self.window, height, width), (self.shift, self.shift), (1, 2)
+        )
         return x + self.mlp(self.norm2(x))
 
 
 def shift_mask(resolution: int, window: int, shift: int) -> Tensor:
-    """[windows, w * w, w * w]: -100 for two tokens that the roll brought into one window from opposite sides of the image, else 0."""
-    part = torch.bucketize(torch.arange(resolution), torch.tensor([resolution - window, resolution - shift]), right=True)  # 0, 1 or 2
-    region = to_windows((3 * part[:, None] + part[None])[None, :, :, None], window)[..., 0]  # [windows, w * w]
+    """[windows, w * w, w * w]: -100 for two tokens that the roll brought into one window from
+    opposite sides of the image, else 0."""
+    part = torch.bucketize(
+        torch.arange(resolution),
+        torch.tensor([resolution - window, resolution - shift]),
+        right=True,
+    )  # 0, 1 or 2
+    region = to_windows((3 * part[:, None] + part[None])[None, :, :, None], window)[
+        ..., 0
+    ]  # [windows, w * w]
     return torch.where(region[:, :, None] == region[:, None], 0.0, -100.0)
 
 
@@ -95,23 +126,39 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, height, width, D = x.shape
-        x = x.view(B, height // 2, 2, width // 2, 2, D).permute(0, 1, 3, 4, 2, 5).flatten(3)  # column by column, as published
+        x = (
+            x.view(B, height // 2, 2, width // 2, 2, D).permute(0, 1, 3, 4, 2, 5).flatten(3)
+        )  # column by column, as published
         return self.reduction(self.norm(x))
 
 
 class SwinStage(nn.Module):
     """Downsampling (but in the first stage) and `depth` blocks."""
 
-    def __init__(self, dim: int, depth: int, num_heads: int, resolution: int, window: int, mlp_ratio: float, first: bool) -> None:
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        resolution: int,
+        window: int,
+        mlp_ratio: float,
+        first: bool,
+    ) -> None:
         super().__init__()
         self.downsample = nn.Identity() if first else PatchMerging(dim // 2)
-        window, half = min(window, resolution), window // 2 if window < resolution else 0  # one window needs no shift
+        window, half = (
+            min(window, resolution),
+            window // 2 if window < resolution else 0,
+        )  # one window needs no shift
         if resolution % window:
             raise VTError(
                 f"expected a map of {resolution} x {resolution} tokens to hold whole windows of {window}; choose another image size"
             )
         shifts = (0 if i % 2 == 0 else half for i in range(depth))
-        self.blocks = nn.Sequential(*(SwinBlock(dim, num_heads, resolution, window, shift, mlp_ratio) for shift in shifts))
+        self.blocks = nn.Sequential(
+            *(SwinBlock(dim, num_heads, resolution, window, shift, mlp_ratio) for shift in shifts)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.downsample(x))
@@ -130,7 +177,8 @@ class ClassifierHead(nn.Module):
 
 
 class SwinTransformer(nn.Module):
-    """A Swin: images [B, in_chans, img_size, img_size] -> logits [B, num_classes], or features [B, num_features] when num_classes is 0."""
+    """A Swin: images [B, in_chans, img_size, img_size] -> logits [B, num_classes], or features [B,
+    num_features] when num_classes is 0."""
 
     def __init__(
         self,
@@ -149,10 +197,14 @@ class SwinTransformer(nn.Module):
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         self.patch_embed.norm = nn.LayerNorm(embed_dim)
         grid = img_size // patch_size
-        self.layers = nn.Sequential(*(
-            SwinStage(embed_dim * 2**i, depth, heads, grid // 2**i, window_size, mlp_ratio, i == 0)
-            for i, (depth, heads) in enumerate(zip(depths, num_heads, strict=True))
-        ))  # fmt: skip
+        self.layers = nn.Sequential(
+            *(
+                SwinStage(
+                    embed_dim * 2**i, depth, heads, grid // 2**i, window_size, mlp_ratio, i == 0
+                )
+                for i, (depth, heads) in enumerate(zip(depths, num_heads, strict=True))
+            )
+        )
         self.norm = nn.LayerNorm(self.num_features)
         self.head = ClassifierHead(self.num_features, num_classes)
         initialise_linear(self)
@@ -172,7 +224,8 @@ class SwinTransformer(nn.Module):
         return self.norm(self.layers(tokens.unflatten(1, (side, side))))
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
-        """[B, h, w, num_features] -> logits [B, num_classes], or the pooled features [B, num_features] with `pre_logits`."""
+        """[B, h, w, num_features] -> logits [B, num_classes], or the pooled features [B,
+        num_features] with `pre_logits`."""
         return self.head(maps, pre_logits)
 
     def forward(self, images: Tensor) -> Tensor:

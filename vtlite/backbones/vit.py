@@ -1,7 +1,9 @@
-"""The Vision Transformer (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv 2010.11929), from scratch.
+"""The Vision Transformer (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv
+2010.11929), from scratch.
 
-Modules and parameters carry timm's names, so published weights load without a translation table and a method that attaches
-to this ViT attaches to timm's unchanged. Letters: B images, N tokens (class token first), D width, H heads.
+Modules and parameters carry timm's names, so published weights load without a translation table and
+a method that attaches to this ViT attaches to timm's unchanged. Letters: B images, N tokens (class
+token first), D width, H heads.
 
     tokens = [class token; patches W_patch] + positions                  # [B, N, D]
     tokens = tokens + attention(norm(tokens)),  tokens = tokens + MLP(norm(tokens))     in each block
@@ -20,13 +22,18 @@ from vtlite.storage import VTError
 
 
 def check_images(images: Tensor, channels: int, size: tuple[int, int] | None) -> None:
-    """Raise `VTError` unless `images` is a floating-point batch [B, channels, *size]; `size` None: of any size."""
+    """Raise `VTError` unless `images` is a floating-point batch [B, channels, *size]; `size` None:
+    of any size."""
     height, width = size or ("H", "W")
     expected = f"float images [B, {channels}, {height}, {width}]"
     if not images.is_floating_point():
-        raise VTError(f"expected {expected}, found dtype {images.dtype}; scale the pixels to floats first, e.g. images.float() / 127.5 - 1")
+        raise VTError(
+            f"expected {expected}, found dtype {images.dtype}; scale the pixels to floats first, e.g. images.float() / 127.5 - 1"
+        )
     if images.ndim != 4 or images.shape[1] != channels:
-        raise VTError(f"expected {expected}, found shape {list(images.shape)}; add the batch dimension or convert the channels")
+        raise VTError(
+            f"expected {expected}, found shape {list(images.shape)}; add the batch dimension or convert the channels"
+        )
     if size and images.shape[2:] != size:
         raise VTError(
             f"expected {expected}, found {images.shape[2]}x{images.shape[3]} pixels; resize, or load the task with image_size={size[0]}"
@@ -34,7 +41,8 @@ def check_images(images: Tensor, channels: int, size: tuple[int, int] | None) ->
 
 
 def initialise_linear(network: nn.Module) -> None:
-    """The start of every linear layer in a Transformer: weights from a normal distribution of spread 0.02; biases zero."""
+    """The start of every linear layer in a Transformer: weights from a normal distribution of
+    spread 0.02; biases zero."""
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
@@ -43,7 +51,8 @@ def initialise_linear(network: nn.Module) -> None:
 
 
 class PatchEmbed(nn.Module):
-    """Cut the image into patches and project each to the width: [B, C, S, S] -> [B, (S / patch_size)^2, D]."""
+    """Cut the image into patches and project each to the width: [B, C, S, S] -> [B, (S /
+    patch_size)^2, D]."""
 
     def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int) -> None:
         super().__init__()
@@ -51,7 +60,11 @@ class PatchEmbed(nn.Module):
             raise VTError(
                 f"expected an image size that is a multiple of the patch size {patch_size}, found {img_size}; choose another of the two"
             )
-        self.img_size, self.patch_size, self.in_chans = (img_size, img_size), (patch_size, patch_size), in_chans
+        self.img_size, self.patch_size, self.in_chans = (
+            (img_size, img_size),
+            (patch_size, patch_size),
+            in_chans,
+        )
         self.num_patches = (img_size // patch_size) ** 2
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)
 
@@ -61,19 +74,25 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection for queries, keys and values: [B, N, D] -> [B, N, D]."""
+    """Multi-head self-attention with one fused projection for queries, keys and values: [B, N, D]
+    -> [B, N, D]."""
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
         if dim % num_heads:
-            raise VTError(f"expected a width that is a multiple of the number of heads, found width {dim} and {num_heads} heads")
+            raise VTError(
+                f"expected a width that is a multiple of the number of heads, found width {dim} and {num_heads} heads"
+            )
         self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         B, N, D = x.shape
-        q, k, v = (t.transpose(1, 2) for t in self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).unbind(2))  # each [B, H, N, D / H]
+        q, k, v = (
+            t.transpose(1, 2)
+            for t in self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).unbind(2)
+        )  # each [B, H, N, D / H]
         x = F.scaled_dot_product_attention(q, k, v)  # softmax(q k^T / sqrt(D / H)) v
         return self.proj(x.transpose(1, 2).reshape(B, N, D))
 
@@ -103,9 +122,17 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm block: x + attention(norm(x)), then x + MLP(norm(x)); `init_values` turns LayerScale on."""
+    """A pre-norm block: x + attention(norm(x)), then x + MLP(norm(x)); `init_values` turns
+    LayerScale on."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, qkv_bias: bool = True, init_values: float | None = None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        init_values: float | None = None,
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, qkv_bias)
@@ -120,12 +147,14 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """A ViT: images [B, in_chans, img_size, img_size] -> logits [B, num_classes], or features [B, D] when num_classes is 0.
+    """A ViT: images [B, in_chans, img_size, img_size] -> logits [B, num_classes], or features [B,
+    D] when num_classes is 0.
 
-    `global_pool` is "token" (the class token after the last norm) or "avg" (the mean of the patch tokens, then the norm).
-    `init_values` is the initial LayerScale gain, None for a ViT without (DINOv2 has 1e-5). `distilled` adds DeiT's distillation token and
-    its head (Touvron et al., ICML 2021, arXiv 2012.12877): features and logits are then means over both tokens. Raises `VTError` for
-    sizes that do not divide.
+    `global_pool` is "token" (the class token after the last norm) or "avg" (the mean of the patch
+    tokens, then the norm). `init_values` is the initial LayerScale gain, None for a ViT without
+    (DINOv2 has 1e-5). `distilled` adds DeiT's distillation token and its head (Touvron et al., ICML
+    2021, arXiv 2012.12877): features and logits are then means over both tokens. Raises `VTError`
+    for sizes that do not divide.
     """
 
     def __init__(
@@ -151,8 +180,12 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if distilled else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix_tokens + self.patch_embed.num_patches, embed_dim))
-        self.blocks = nn.Sequential(*(Block(embed_dim, num_heads, mlp_ratio, qkv_bias, init_values) for _ in range(depth)))
+        self.pos_embed = nn.Parameter(
+            torch.zeros(1, self.num_prefix_tokens + self.patch_embed.num_patches, embed_dim)
+        )
+        self.blocks = nn.Sequential(
+            *(Block(embed_dim, num_heads, mlp_ratio, qkv_bias, init_values) for _ in range(depth))
+        )
         # With mean pooling timm normalises after the mean, under another name.
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6) if global_pool == "token" else nn.Identity()
         self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6) if global_pool == "avg" else nn.Identity()
@@ -172,7 +205,9 @@ class VisionTransformer(nn.Module):
         """Give the backbone a fresh head of `num_classes` outputs (0: none)."""
         self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
         if self.dist_token is not None:
-            self.head_dist = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+            self.head_dist = (
+                nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+            )
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         return self.head if self.head_dist is None else (self.head, self.head_dist)
@@ -180,7 +215,11 @@ class VisionTransformer(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> all tokens after the last norm [B, N, D]."""
         x = self.patch_embed(images)
-        prefix = self.cls_token if self.dist_token is None else torch.cat([self.cls_token, self.dist_token], dim=1)
+        prefix = (
+            self.cls_token
+            if self.dist_token is None
+            else torch.cat([self.cls_token, self.dist_token], dim=1)
+        )
         x = torch.cat([prefix.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
         return self.norm(self.blocks(x))
 

@@ -1,4 +1,5 @@
-"""How a check looks and speaks: one comparison that names the first difference and, where it recognises it, the mistake."""
+"""How a check looks and speaks: one comparison that names the first difference and, where it
+recognises it, the mistake."""
 
 from __future__ import annotations
 
@@ -31,14 +32,28 @@ def expect(condition: bool, what: str, likely: str = "") -> None:
         fail(what, likely)
 
 
-def same(what: str, found: Any, expected: Any, mistakes: Mapping[str, Any] | None = None, tolerance: float = 1e-5) -> None:
+def same(
+    what: str,
+    found: Any,
+    expected: Any,
+    mistakes: Mapping[str, Any] | None = None,
+    tolerance: float = 1e-5,
+) -> None:
     """Compare numbers, tensors, or dicts of them, with a naive reference.
 
-    `mistakes` maps a sentence to the value that this mistake would give; the first one that `found` equals is named. Raises `CheckFailed`.
+    `mistakes` maps a sentence to the value that this mistake would give; the first one that `found`
+    equals is named. Raises `CheckFailed`.
     """
     difference = _difference(found, expected, tolerance)
     if difference:
-        likely = next((sentence for sentence, wrong in (mistakes or {}).items() if not _difference(found, wrong, tolerance)), "")
+        likely = next(
+            (
+                sentence
+                for sentence, wrong in (mistakes or {}).items()
+                if not _difference(found, wrong, tolerance)
+            ),
+            "",
+        )
         fail(f"{what}: {difference}", likely)
 
 
@@ -51,7 +66,11 @@ def _difference(found: Any, expected: Any, tolerance: float) -> str:
             found = found.item()
         if isinstance(found, bool) or not isinstance(found, int | float):
             return f"expected a number, found {type(found).__name__}"
-        return "" if abs(found - expected) <= tolerance * max(1e-8, abs(expected)) else f"expected {expected:.6g}, found {found:.6g}"
+        return (
+            ""
+            if abs(found - expected) <= tolerance * max(1e-8, abs(expected))
+            else f"expected {expected:.6g}, found {found:.6g}"
+        )
     if not isinstance(found, Tensor):
         return f"expected a tensor, found {type(found).__name__}"
     if found.shape != expected.shape:
@@ -59,7 +78,12 @@ def _difference(found: Any, expected: Any, tolerance: float) -> str:
     if found.dtype != expected.dtype:
         return f"expected {expected.dtype}, found {found.dtype}"
     a, b = found.detach(), expected.detach()
-    near = torch.isclose(a, b, rtol=tolerance, atol=tolerance * (float(b.abs().max()) if b.is_floating_point() and b.numel() else 0.0))
+    near = torch.isclose(
+        a,
+        b,
+        rtol=tolerance,
+        atol=tolerance * (float(b.abs().max()) if b.is_floating_point() and b.numel() else 0.0),
+    )
     if bool(near.all()):
         return ""
     place = tuple((~near).nonzero()[0].tolist())
@@ -70,7 +94,10 @@ def _dict_difference(found: Any, expected: dict[Any, Any], tolerance: float) -> 
     if not isinstance(found, dict):
         return f"expected a dict, found {type(found).__name__}"
     if found.keys() != expected.keys():
-        missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+        missing, extra = (
+            sorted(expected.keys() - found.keys()),
+            sorted(found.keys() - expected.keys()),
+        )
         return f"expected the keys {sorted(expected)}, found {f'no {missing[0]!r}' if missing else f'also {extra[0]!r}'}"
     for key, value in expected.items():
         if difference := _difference(found[key], value, tolerance):
@@ -87,8 +114,11 @@ def randn(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
 def untouched(given: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
     """Fail where an argument is not as it was `before`."""
     changed = [name for name, t in given.items() if not torch.equal(t, before[name])]
-    expect(not changed, f"expected the arguments to stay as they were, found {changed[:1]} changed",
-           "you wrote into a tensor that you were given (+=, *=, add_, [...] = ...): make a new one")  # fmt: skip
+    expect(
+        not changed,
+        f"expected the arguments to stay as they were, found {changed[:1]} changed",
+        "you wrote into a tensor that you were given (+=, *=, add_, [...] = ...): make a new one",
+    )
 
 
 def copies(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -97,7 +127,8 @@ def copies(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _Largest(TorchDispatchMode):
-    """Watches every operation and remembers the largest tensor that is computed; views and copies are none."""
+    """Watches every operation and remembers the largest tensor that is computed; views and copies
+    are none."""
 
     COPIES = (torch.ops.aten.clone.default, torch.ops.aten._to_copy.default)
 
@@ -109,14 +140,24 @@ class _Largest(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         inputs = {t.untyped_storage().data_ptr() for t in args if isinstance(t, Tensor)}
         for t in () if func in self.COPIES else out if isinstance(out, tuple | list) else [out]:
-            if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in inputs and t.numel() > math.prod(self.shape or [0]):
+            if (
+                isinstance(t, Tensor)
+                and t.untyped_storage().data_ptr() not in inputs
+                and t.numel() > math.prod(self.shape or [0])
+            ):
                 self.shape = list(t.shape)
         return out
 
 
-def stays_small(student: Callable[..., Any], arguments: dict[str, Any], limit: int, likely: str) -> None:
-    """Fail where `student` computes a tensor of `limit` numbers or more on its way, whatever it returns."""
+def stays_small(
+    student: Callable[..., Any], arguments: dict[str, Any], limit: int, likely: str
+) -> None:
+    """Fail where `student` computes a tensor of `limit` numbers or more on its way, whatever it
+    returns."""
     with _Largest() as largest:
         student(*arguments.values())
-    expect(math.prod(largest.shape) < limit,
-           f"expected no tensor of {limit} numbers or more on the way, found one of shape {largest.shape}", likely)  # fmt: skip
+    expect(
+        math.prod(largest.shape) < limit,
+        f"expected no tensor of {limit} numbers or more on the way, found one of shape {largest.shape}",
+        likely,
+    )

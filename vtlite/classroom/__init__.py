@@ -1,1 +1,2 @@
-"""The classroom: `python -m vtlite classroom release` makes the exercises, `... grade FOLDER` marks what came back."""
+"""The classroom: `python -m vtlite classroom release` makes the exercises, `... grade FOLDER` marks
+what came back."""

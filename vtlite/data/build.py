@@ -1,12 +1,15 @@
-"""Make the embedded image sheets from their public source packages (run once; the results are committed).
+"""Make the embedded image sheets from their public source packages (run once; the results are
+committed).
 
 Sources, all free to redistribute with notice (see `assets/README.md`):
 
-- `npm pack emoji-datasource-google@16.0.0` and `emoji-datasource-twitter@16.0.0`, unpacked:
-  Noto emoji (Apache-2.0) and Twemoji (CC-BY 4.0), 64x64 drawings with transparency, names and categories;
+- `npm pack emoji-datasource-google@16.0.0` and `emoji-datasource-twitter@16.0.0`, unpacked: Noto
+  emoji (Apache-2.0) and Twemoji (CC-BY 4.0), 64x64 drawings with transparency, names and
+  categories;
 - Debian's package `dataset-fashion-mnist` (or torchvision's raw files): Fashion-MNIST (MIT).
 
-A sheet is one lossless WebP image: 32x32 tiles, 48 to a row, in the order of the JSON file beside it.
+A sheet is one lossless WebP image: 32x32 tiles, 48 to a row, in the order of the JSON file beside
+it.
 """
 
 from __future__ import annotations
@@ -24,16 +27,31 @@ from vtlite.storage import VTError, atomic_write
 TILE, COLUMNS = 32, 48
 ASSETS = Path(__file__).parent / "assets"
 FASHION_CLASSES = (
-    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
-)  # fmt: skip
-UPSTREAM_FASHION = ("t-shirt", "trouser", "dress", "sandal", "bag")  # the other five are only ever seen downstream
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+UPSTREAM_FASHION = (
+    "t-shirt",
+    "trouser",
+    "dress",
+    "sandal",
+    "bag",
+)  # the other five are only ever seen downstream
 
 
 def build(noto: Path, twemoji: Path, fashion: Path, out: Path = ASSETS) -> list[Path]:
     """Write the three sheets and their two JSON files into `out` and return their paths.
 
-    `noto` and `twemoji` are unpacked npm packages (they hold `emoji.json`), `fashion` a folder with the four
-    gzipped idx files. Raises `VTError` when a source file is missing.
+    `noto` and `twemoji` are unpacked npm packages (they hold `emoji.json`), `fashion` a folder with
+    the four gzipped idx files. Raises `VTError` when a source file is missing.
     """
     return [*_build_emoji(noto, twemoji, out), *_build_fashion(fashion, out)]
 
@@ -41,14 +59,27 @@ def build(noto: Path, twemoji: Path, fashion: Path, out: Path = ASSETS) -> list[
 def _build_emoji(noto: Path, twemoji: Path, out: Path) -> list[Path]:
     entries = [
         e
-        for e in sorted(json.loads(_source(noto / "emoji.json").read_text()), key=lambda e: e["sort_order"])
+        for e in sorted(
+            json.loads(_source(noto / "emoji.json").read_text()), key=lambda e: e["sort_order"]
+        )
         if e["category"] != "Component" and e["has_img_google"] and e["has_img_twitter"]
     ]
-    facts = [{"name": e["short_name"].replace("_", " "), "category": e["category"], "subcategory": e["subcategory"]} for e in entries]
-    paths = [_save_text(out / "emoji.json", "[\n" + ",\n".join(json.dumps(f) for f in facts) + "\n]\n")]
+    facts = [
+        {
+            "name": e["short_name"].replace("_", " "),
+            "category": e["category"],
+            "subcategory": e["subcategory"],
+        }
+        for e in entries
+    ]
+    paths = [
+        _save_text(out / "emoji.json", "[\n" + ",\n".join(json.dumps(f) for f in facts) + "\n]\n")
+    ]
     for style, root, vendor in (("noto", noto, "google"), ("twemoji", twemoji, "twitter")):
         tiles = [
-            Image.open(_source(root / "img" / vendor / "64" / e["image"])).convert("RGBA").resize((TILE, TILE), Image.Resampling.BOX)
+            Image.open(_source(root / "img" / vendor / "64" / e["image"]))
+            .convert("RGBA")
+            .resize((TILE, TILE), Image.Resampling.BOX)
             for e in entries
         ]
         paths.append(_save_sheet(out / f"{style}.webp", tiles, "RGBA"))
@@ -56,10 +87,14 @@ def _build_emoji(noto: Path, twemoji: Path, out: Path) -> list[Path]:
 
 
 def _build_fashion(folder: Path, out: Path) -> list[Path]:
-    """1,000 training photographs of each upstream class; 200 training and 200 test photographs of each new class."""
+    """1,000 training photographs of each upstream class; 200 training and 200 test photographs of
+    each new class."""
     tiles, facts = [], []
     for split, prefix in (("train", "train"), ("test", "t10k")):
-        images, labels = _read_idx(folder / f"{prefix}-images-idx3-ubyte.gz"), _read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz")
+        images, labels = (
+            _read_idx(folder / f"{prefix}-images-idx3-ubyte.gz"),
+            _read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz"),
+        )
         for index, name in enumerate(FASHION_CLASSES):
             upstream = name in UPSTREAM_FASHION
             if upstream and split == "test":
@@ -67,7 +102,10 @@ def _build_fashion(folder: Path, out: Path) -> list[Path]:
             for image in images[labels == index][: 1000 if upstream else 200]:
                 tiles.append(Image.fromarray(np.pad(image, 2)))  # 28x28 -> 32x32
                 facts.append([name, "upstream" if upstream else split])
-    return [_save_text(out / "fashion.json", json.dumps(facts) + "\n"), _save_sheet(out / "fashion.webp", tiles, "L")]
+    return [
+        _save_text(out / "fashion.json", json.dumps(facts) + "\n"),
+        _save_sheet(out / "fashion.webp", tiles, "L"),
+    ]
 
 
 def _read_idx(path: Path) -> np.ndarray:
@@ -78,7 +116,9 @@ def _read_idx(path: Path) -> np.ndarray:
 
 def _source(path: Path) -> Path:
     if not path.is_file():
-        raise VTError(f"expected the source file {path}, found none; see the top of vtlite/data/build.py for where it comes from")
+        raise VTError(
+            f"expected the source file {path}, found none; see the top of vtlite/data/build.py for where it comes from"
+        )
     return path
 
 

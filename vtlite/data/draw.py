@@ -1,6 +1,8 @@
-"""Drawing on batches: backgrounds, sprites placed on them, and simple shapes. Everything takes its randomness from one generator.
+"""Drawing on batches: backgrounds, sprites placed on them, and simple shapes. Everything takes its
+randomness from one generator.
 
-Letters: B images in the batch, S side in pixels. Colours and coverage lie in [0, 1], positions in [-1, 1] with y downwards.
+Letters: B images in the batch, S side in pixels. Colours and coverage lie in [0, 1], positions in
+[-1, 1] with y downwards.
 """
 
 from __future__ import annotations
@@ -19,28 +21,44 @@ def uniform(shape: tuple[int, ...], low: float, high: float, g: Generator | None
 
 
 def backgrounds(count: int, size: int, g: Generator | None = None, contrast: float = 1.0) -> Tensor:
-    """A gradient between two random colours with soft noise of random strength -> [B, 3, S, S]; `contrast` shrinks all towards mid-grey."""
+    """A gradient between two random colours with soft noise of random strength -> [B, 3, S, S];
+    `contrast` shrinks all towards mid-grey."""
     first, second = torch.rand(2, count, 3, 1, 1, generator=g)
     angle = uniform((count, 1, 1, 1), 0, 2 * math.pi, g)
     y, x = _grid(size)
-    along = (angle.cos() * x + angle.sin() * y) / 2.83 + 0.5  # [B, 1, S, S], 0 at one end, 1 at the other
+    along = (
+        angle.cos() * x + angle.sin() * y
+    ) / 2.83 + 0.5  # [B, 1, S, S], 0 at one end, 1 at the other
     noise = F.interpolate(torch.randn(count, 3, 5, 5, generator=g), size=size, mode="bilinear")
-    pictures = (first.lerp(second, along) + uniform((count, 1, 1, 1), 0, 0.15, g) * noise).clamp(0, 1)
+    pictures = (first.lerp(second, along) + uniform((count, 1, 1, 1), 0, 0.15, g) * noise).clamp(
+        0, 1
+    )
     return 0.5 + contrast * (pictures - 0.5)
 
 
 def place(
-    sprites: Tensor, g: Generator | None = None, scale: tuple[float, float] = (0.7, 1.1), shift: float = 0.2, rotate: float = 15.0
+    sprites: Tensor,
+    g: Generator | None = None,
+    scale: tuple[float, float] = (0.7, 1.1),
+    shift: float = 0.2,
+    rotate: float = 15.0,
 ) -> Tensor:
-    """Scale, shift (fraction of the half side) and rotate (degrees) each RGBA sprite at random: [B, 4, S, S] -> [B, 4, S, S]."""
+    """Scale, shift (fraction of the half side) and rotate (degrees) each RGBA sprite at random: [B,
+    4, S, S] -> [B, 4, S, S]."""
     count = len(sprites)
     factor = 1 / uniform((count,), *scale, g)
     angle = uniform((count,), -rotate, rotate, g) * math.pi / 180
     offset = uniform((count, 2), -shift, shift, g)
     cos, sin = factor * angle.cos(), factor * angle.sin()
-    theta = torch.stack([torch.stack([cos, -sin, offset[:, 0]], 1), torch.stack([sin, cos, offset[:, 1]], 1)], 1)  # [B, 2, 3]
+    theta = torch.stack(
+        [torch.stack([cos, -sin, offset[:, 0]], 1), torch.stack([sin, cos, offset[:, 1]], 1)], 1
+    )  # [B, 2, 3]
     premultiplied = torch.cat([sprites[:, :3] * sprites[:, 3:], sprites[:, 3:]], 1)
-    moved = F.grid_sample(premultiplied, F.affine_grid(theta, list(sprites.shape), align_corners=False), align_corners=False)
+    moved = F.grid_sample(
+        premultiplied,
+        F.affine_grid(theta, list(sprites.shape), align_corners=False),
+        align_corners=False,
+    )
     return torch.cat([moved[:, :3] / moved[:, 3:].clamp(min=1e-3), moved[:, 3:]], 1).clamp(0, 1)
 
 
@@ -50,21 +68,28 @@ def over(sprites: Tensor, behind: Tensor) -> Tensor:
 
 
 def tinted(grey: Tensor, g: Generator | None = None) -> Tensor:
-    """Grey photographs on black become RGBA sprites of a random colour: [B, 1, S, S] -> [B, 4, S, S]."""
+    """Grey photographs on black become RGBA sprites of a random colour: [B, 1, S, S] -> [B, 4, S,
+    S]."""
     colour = uniform((len(grey), 3, 1, 1), 0.3, 1.0, g)
     return torch.cat([(0.15 + 0.85 * grey) * colour, (grey * 4).clamp(0, 1)], 1)
 
 
 def inks(grey: Tensor, g: Generator | None = None) -> Tensor:
-    """Strokes (1 = ink) become RGBA sprites of one vivid colour each, every channel near 0 or 1: [B, 1, S, S] -> [B, 4, S, S]."""
-    colour = torch.randint(2, (len(grey), 3, 1, 1), generator=g) * 0.85 + uniform((len(grey), 3, 1, 1), 0, 0.15, g)
+    """Strokes (1 = ink) become RGBA sprites of one vivid colour each, every channel near 0 or 1:
+    [B, 1, S, S] -> [B, 4, S, S]."""
+    colour = torch.randint(2, (len(grey), 3, 1, 1), generator=g) * 0.85 + uniform(
+        (len(grey), 3, 1, 1), 0, 0.15, g
+    )
     return torch.cat([colour.expand(-1, -1, *grey.shape[2:]), grey], 1)
 
 
-def shape_coverage(kind: Tensor, x0: Tensor, y0: Tensor, radius: Tensor, angle: Tensor, size: int) -> Tensor:
+def shape_coverage(
+    kind: Tensor, x0: Tensor, y0: Tensor, radius: Tensor, angle: Tensor, size: int
+) -> Tensor:
     """Anti-aliased coverage of one shape per image (see SHAPES) -> [B, 1, S, S].
 
-    All arguments but `size` are [B]: kind (index into SHAPES), centre and radius in units of the half side, angle in radians.
+    All arguments but `size` are [B]: kind (index into SHAPES), centre and radius in units of the
+    half side, angle in radians.
     """
     kind, x0, y0, radius, angle = (v.view(-1, 1, 1, 1) for v in (kind, x0, y0, radius, angle))
     y, x = _grid(size)

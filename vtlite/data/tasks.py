@@ -1,7 +1,9 @@
-"""The embedded tasks, each under the field's protocol: 800 training + 200 validation images and a held-out test set.
+"""The embedded tasks, each under the field's protocol: 800 training + 200 validation images and a
+held-out test set.
 
-Every task is made by one short function from the embedded sheets, scikit-learn's digits or a drawing program; the same
-seed gives the same pixels. `vt.load_task("NAME")` is the way in, `vt.TASKS` the list.
+Every task is made by one short function from the embedded sheets, scikit-learn's digits or a
+drawing program; the same seed gives the same pixels. `vt.load_task("NAME")` is the way in,
+`vt.TASKS` the list.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from vtlite.data.sheets import TILE, emoji, fashion
 from vtlite.storage import VTError, unknown
 
 TRAIN, VAL = 800, 200
-SOFT = 0.5  # contrast of the backgrounds behind vivid ink, so that whatever is asked for can be seen
+SOFT = (
+    0.5  # contrast of the backgrounds behind vivid ink, so that whatever is asked for can be seen
+)
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
@@ -45,17 +49,24 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return normalise(self.images[index]), int(self.labels[index])
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int]]:
-        """What DataLoader calls for a whole batch: one indexing operation instead of one per image."""
-        return list(zip(normalise(self.images[indices]), self.labels[indices].tolist(), strict=True))
+        """What DataLoader calls for a whole batch: one indexing operation instead of one per
+        image."""
+        return list(
+            zip(normalise(self.images[indices]), self.labels[indices].tolist(), strict=True)
+        )
 
     def subset(self, indices: Sequence[int] | Tensor | slice) -> ImageDataset:
         return ImageDataset(self.images[indices], self.labels[indices])
 
     def resized(self, size: int) -> ImageDataset:
-        """The same images at another side length (bilinear), for backbones of another input size."""
+        """The same images at another side length (bilinear), for backbones of another input
+        size."""
         if self.images.shape[-2:] == (size, size):
             return self
-        batches = [F.interpolate(b.float(), (size, size), mode="bilinear", antialias=True) for b in self.images.split(100)]
+        batches = [
+            F.interpolate(b.float(), (size, size), mode="bilinear", antialias=True)
+            for b in self.images.split(100)
+        ]
         return ImageDataset(torch.cat(batches).round().clamp(0, 255).byte(), self.labels)
 
 
@@ -66,7 +77,8 @@ def normalise(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Task:
-    """One downstream task: its three splits, the class names, and where it stands in the field's sorting of tasks."""
+    """One downstream task: its three splits, the class names, and where it stands in the field's
+    sorting of tasks."""
 
     name: str
     group: str  # natural, specialised, shifted or structured
@@ -102,7 +114,10 @@ def _fashion(g: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, .
         grey, names = fashion(split)
         order = torch.randperm(len(grey), generator=g)
         sprites = draw.place(draw.tinted(grey[order], g), g)
-        splits += [draw.over(sprites, draw.backgrounds(len(grey), TILE, g)), torch.tensor([classes.index(names[i]) for i in order])]
+        splits += [
+            draw.over(sprites, draw.backgrounds(len(grey), TILE, g)),
+            torch.tensor([classes.index(names[i]) for i in order]),
+        ]
     return splits[0], splits[1], splits[2], splits[3], classes
 
 
@@ -113,7 +128,10 @@ def _digits(g: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ..
     ink = F.interpolate(torch.from_numpy(scans.images).float()[:, None] / 16, 28, mode="bilinear")
     order = torch.randperm(len(ink), generator=g)
     sprites = draw.place(draw.inks(F.pad(ink[order], (2, 2, 2, 2)), g), g, shift=0.1, rotate=10)
-    images, labels = draw.over(sprites, draw.backgrounds(len(ink), TILE, g, SOFT)), torch.from_numpy(scans.target)[order]
+    images, labels = (
+        draw.over(sprites, draw.backgrounds(len(ink), TILE, g, SOFT)),
+        torch.from_numpy(scans.target)[order],
+    )
     return images[:1000], labels[:1000], images[1000:], labels[1000:], tuple("0123456789")
 
 
@@ -121,16 +139,28 @@ def _twemoji(g: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, .
     sprites, facts = emoji("twemoji")
     classes = tuple(sorted({f["category"] for f in facts}))
     labels = torch.tensor([classes.index(f["category"]) for f in facts])
-    # Some concepts share a drawing (a flag of two territories): one of each, or the test set would hold pictures of the training set.
+    # Some concepts share a drawing (a flag of two territories): one of each, or the test set would
+    # hold pictures of the training set.
     drawings = ((sprites[:, :3] * sprites[:, 3:]) * 255).round().byte().flatten(1).numpy()
-    first = torch.tensor(list({drawing.tobytes(): i for i, drawing in reversed(list(enumerate(drawings)))}.values())).sort().values
+    first = (
+        torch.tensor(
+            list(
+                {
+                    drawing.tobytes(): i for i, drawing in reversed(list(enumerate(drawings)))
+                }.values()
+            )
+        )
+        .sort()
+        .values
+    )
     order = first[torch.randperm(len(first), generator=g)]
     images = draw.over(draw.place(sprites[order], g), draw.backgrounds(len(order), TILE, g))
     return images[:1000], labels[order][:1000], images[1000:], labels[order][1000:], classes
 
 
 def _scene(count: int, number: Tensor, g: Generator, cells: Tensor | None = None) -> Tensor:
-    """`number[b]` shapes of random kind and colour in different cells of a 4x4 grid (or one in `cells[b]`) -> [B, 3, S, S]."""
+    """`number[b]` shapes of random kind and colour in different cells of a 4x4 grid (or one in
+    `cells[b]`) -> [B, 3, S, S]."""
     pictures = draw.backgrounds(count, TILE, g, SOFT)
     spots = torch.rand(count, 16, generator=g).argsort(1) if cells is None else cells[:, None]
     for i in range(int(number.max())):
@@ -164,21 +194,36 @@ def _count(g: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ...
 
 
 _RECIPES = {
-    "fashion": _Recipe("natural", "photographs of five kinds of clothing never seen in pre-training, tinted, on coloured backgrounds", _fashion),
-    "digits": _Recipe("specialised", "scanned handwritten digits (scikit-learn) in one ink on a coloured background", _digits),
-    "twemoji": _Recipe("shifted", "nine categories of emoji in a drawing style never seen in pre-training", _twemoji),
-    "shapes-location": _Recipe("structured", "in which cell of a 4x4 grid does the one shape lie?", _location),
+    "fashion": _Recipe(
+        "natural",
+        "photographs of five kinds of clothing never seen in pre-training, tinted, on coloured backgrounds",
+        _fashion,
+    ),
+    "digits": _Recipe(
+        "specialised",
+        "scanned handwritten digits (scikit-learn) in one ink on a coloured background",
+        _digits,
+    ),
+    "twemoji": _Recipe(
+        "shifted",
+        "nine categories of emoji in a drawing style never seen in pre-training",
+        _twemoji,
+    ),
+    "shapes-location": _Recipe(
+        "structured", "in which cell of a 4x4 grid does the one shape lie?", _location
+    ),
     "shapes-count": _Recipe("structured", "how many shapes, one to four?", _count),
-}  # fmt: skip
+}
 TASKS = tuple(_RECIPES)
 
 
 def load_task(name: str, image_size: int | None = None, root: str | Path = "data") -> Task:
     """Load a task by name -> Task with `.train` (800 images), `.val` (200), `.test`, `.classes`.
 
-    `name` is one of `vt.TASKS`, `"torchvision:CIFAR10"` (any classification set of torchvision, downloaded to `root`) or
-    `"folder:PATH"` (PATH/train/CLASS/*.png and PATH/test/CLASS/*.png). `image_size` resizes every image to that side.
-    Raises `VTError` for a name that does not exist, with the nearest ones that do.
+    `name` is one of `vt.TASKS`, `"torchvision:CIFAR10"` (any classification set of torchvision,
+    downloaded to `root`) or `"folder:PATH"` (PATH/train/CLASS/*.png and PATH/test/CLASS/*.png).
+    `image_size` resizes every image to that side. Raises `VTError` for a name that does not exist,
+    with the nearest ones that do.
     """
     if image_size is not None and image_size < 1:
         raise VTError(f"expected image_size of at least 1, found {image_size}")
@@ -193,12 +238,23 @@ def load_task(name: str, image_size: int | None = None, root: str | Path = "data
     if name not in _RECIPES:
         raise unknown("task", name, (*TASKS, "torchvision:CIFAR10", "folder:PATH"))
     recipe = _RECIPES[name]
-    images, labels, test_images, test_labels, classes = recipe.make(Generator().manual_seed(TASKS.index(name)))
-    train, test = ImageDataset(_bytes(images), labels), ImageDataset(_bytes(test_images), test_labels)
+    images, labels, test_images, test_labels, classes = recipe.make(
+        Generator().manual_seed(TASKS.index(name))
+    )
+    train, test = (
+        ImageDataset(_bytes(images), labels),
+        ImageDataset(_bytes(test_images), test_labels),
+    )
     if image_size:
         train, test = train.resized(image_size), test.resized(image_size)
     return Task(
-        name, recipe.group, train.subset(slice(0, TRAIN)), train.subset(slice(TRAIN, TRAIN + VAL)), test, classes, recipe.description
+        name,
+        recipe.group,
+        train.subset(slice(0, TRAIN)),
+        train.subset(slice(TRAIN, TRAIN + VAL)),
+        test,
+        classes,
+        recipe.description,
     )
 
 

@@ -1,6 +1,8 @@
-"""What the embedded backbones are pre-trained on: Noto emoji (98 sub-categories) and photographs of five kinds of clothing.
+"""What the embedded backbones are pre-trained on: Noto emoji (98 sub-categories) and photographs of
+five kinds of clothing.
 
-None of these images is in a downstream task: `twemoji` has another drawing style, `fashion` the five other classes.
+None of these images is in a downstream task: `twemoji` has another drawing style, `fashion` the
+five other classes.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ from torch.utils.data import Dataset
 from vtlite.data import draw
 from vtlite.data.sheets import TILE, emoji, fashion
 
-EMOJI_REPEATS = 4  # 1,906 drawings of 98 kinds need to be seen more often than 5,000 photographs of five
+EMOJI_REPEATS = (
+    4  # 1,906 drawings of 98 kinds need to be seen more often than 5,000 photographs of five
+)
 
 
 class Upstream(Dataset[tuple[Tensor, int]]):
-    """RGBA sprites [4, 32, 32] in [0, 1] and one label over all classes of both sources; `augment` turns a batch into images."""
+    """RGBA sprites [4, 32, 32] in [0, 1] and one label over all classes of both sources; `augment`
+    turns a batch into images."""
 
     def __init__(self) -> None:
         photographs, names = fashion("upstream")
@@ -25,7 +30,10 @@ class Upstream(Dataset[tuple[Tensor, int]]):
         self._index = {name: i for i, name in enumerate(self.classes)}
         grey = torch.cat([photographs.expand(-1, 3, -1, -1), (photographs * 4).clamp(0, 1)], 1)
         self.sprites = torch.cat([grey, drawings.repeat(EMOJI_REPEATS, 1, 1, 1)])
-        self.labels = torch.tensor([self._index[n] for n in names] + [self._index[f["subcategory"]] for f in facts] * EMOJI_REPEATS)
+        self.labels = torch.tensor(
+            [self._index[n] for n in names]
+            + [self._index[f["subcategory"]] for f in facts] * EMOJI_REPEATS
+        )
 
     def __len__(self) -> int:
         return len(self.sprites)
@@ -38,9 +46,11 @@ class Upstream(Dataset[tuple[Tensor, int]]):
 
 
 def augment(sprites: Tensor) -> Tensor:
-    """RGBA sprites [B, 4, 32, 32] -> pictures [B, 3, 32, 32] in [-1, 1]: recoloured, moved and laid on random backgrounds.
+    """RGBA sprites [B, 4, 32, 32] -> pictures [B, 3, 32, 32] in [-1, 1]: recoloured, moved and laid
+    on random backgrounds.
 
-    Takes its randomness from torch's global generator, which `fit` seeds at the start of each epoch.
+    Takes its randomness from torch's global generator, which `fit` seeds at the start of each
+    epoch.
     """
     count, mirrored = len(sprites), torch.rand(len(sprites)) < 0.5
     sprites = torch.where(mirrored.view(-1, 1, 1, 1), sprites.flip(3), sprites)
@@ -49,7 +59,8 @@ def augment(sprites: Tensor) -> Tensor:
 
 
 def _recoloured(sprites: Tensor) -> Tensor:
-    """Random gain per channel; one sprite in five loses its colours, one in ten is inverted, grey photographs are tinted by the gain."""
+    """Random gain per channel; one sprite in five loses its colours, one in ten is inverted, grey
+    photographs are tinted by the gain."""
     colour, alpha = sprites[:, :3], sprites[:, 3:]
     grey = colour.mean(1, keepdim=True).expand_as(colour)
     colour = torch.where(_sometimes(len(sprites), 0.2), grey, colour)

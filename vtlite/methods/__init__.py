@@ -1,4 +1,5 @@
-"""All methods. The folders are the survey's taxonomy; importing a file here puts its method into `METHODS`."""
+"""All methods. The folders are the survey's taxonomy; importing a file here puts its method into
+`METHODS`."""
 
 from vtlite.methods.adapter.parallel.adaptformer import AdaptFormer
 from vtlite.methods.base import METHODS, Method, find_method, make_method, method

@@ -1,4 +1,5 @@
-"""What every method is: a dataclass of settings with one hook, `attach`, and a few more that have defaults."""
+"""What every method is: a dataclass of settings with one hook, `attach`, and a few more that have
+defaults."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
     from vtlite.tuning import Tuned
 
-Backbone = Any  # a Vision Transformer of ours or timm's; `tune` checks for the names that they share
+Backbone = (
+    Any  # a Vision Transformer of ours or timm's; `tune` checks for the names that they share
+)
 
 METHODS: dict[str, type[Method]] = {}
 M = TypeVar("M", bound="type[Method]")
@@ -25,15 +28,25 @@ M = TypeVar("M", bound="type[Method]")
 
 @dataclasses.dataclass
 class Method:
-    """One way to tune a backbone. Its fields are its settings; a subclass is registered with `@method("group/leaf/name")`."""
+    """One way to tune a backbone. Its fields are its settings; a subclass is registered with
+    `@method("group/leaf/name")`."""
 
     key: ClassVar[str]
-    lr: ClassVar[float] = 1e-2  # what `fit` uses if not told: the best on the validation images of all tasks together (benchmarks/)
-    identity: ClassVar[str] = ""  # why the tuned model does not start as the backbone; empty where it does
-    unmergeable: ClassVar[str] = ""  # why the change cannot be folded into the backbone; empty where it can
+    lr: ClassVar[float] = (
+        # what `fit` uses if not told: the best on the validation images of all tasks together
+        # (benchmarks/)
+        1e-2
+    )
+    identity: ClassVar[str] = (
+        ""  # why the tuned model does not start as the backbone; empty where it does
+    )
+    unmergeable: ClassVar[str] = (
+        ""  # why the change cannot be folded into the backbone; empty where it can
+    )
 
     def attach(self, backbone: Backbone) -> nn.Module | None:
-        """Change the frozen `backbone` in place, or return another one. What trains afterwards is what requires a gradient."""
+        """Change the frozen `backbone` in place, or return another one. What trains afterwards is
+        what requires a gradient."""
         raise NotImplementedError
 
     def make_head(self, features: int, num_classes: int) -> nn.Module:
@@ -41,12 +54,14 @@ class Method:
         return nn.Linear(features, num_classes)
 
     def prepare(self, model: Tuned, train: Dataset[Any]) -> None:
-        """Called once by `fit` before the first step, with the training images (a cache, gradient scores, a teacher)."""
+        """Called once by `fit` before the first step, with the training images (a cache, gradient
+        scores, a teacher)."""
 
     def lr_scale(self, layer: int, depth: int, progress: float) -> float:
         """The factor on the learning rate of one layer after `progress` in [0, 1) of the training.
 
-        Layers count as in BEiT: 0 is the embedding, 1 to `depth` the blocks (or stages), depth + 1 the final norm and the head.
+        Layers count as in BEiT: 0 is the embedding, 1 to `depth` the blocks (or stages), depth + 1
+        the final norm and the head.
         """
         return 1.0
 
@@ -65,17 +80,24 @@ class Method:
 
     def settings(self) -> dict[str, Any]:
         """The settings as JSON-able values (what a delta file records)."""
-        fields = [field.name for field in dataclasses.fields(self) if field.init and not field.metadata.get("model")]
+        fields = [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.init and not field.metadata.get("model")
+        ]
         return json.loads(json.dumps({name: getattr(self, name) for name in fields}))
 
     def expect(self, condition: bool, setting: str, wanted: str) -> None:
         """Raise the one-sentence error for a setting out of its range."""
         if not condition:
-            raise VTError(f"{self.key.split('/')[-1]}: expected {setting} {wanted}, found {getattr(self, setting)!r}")
+            raise VTError(
+                f"{self.key.split('/')[-1]}: expected {setting} {wanted}, found {getattr(self, setting)!r}"
+            )
 
 
 def method(key: str) -> Callable[[M], M]:
-    """Register a dataclass as the method `key`, e.g. "parameter/weight/lora"; the last part alone also finds it."""
+    """Register a dataclass as the method `key`, e.g. "parameter/weight/lora"; the last part alone
+    also finds it."""
 
     def register(cls: M) -> M:
         cls.key = key
@@ -86,7 +108,8 @@ def method(key: str) -> Callable[[M], M]:
 
 
 def find_method(name: str) -> type[Method]:
-    """A method's class by its full key or the last part of it. Raises `VTError` with the nearest names."""
+    """A method's class by its full key or the last part of it. Raises `VTError` with the nearest
+    names."""
     wanted = str(name).replace("-", "_")
     found = [cls for key, cls in METHODS.items() if wanted in (key, key.rsplit("/", 1)[-1])]
     if not found:
@@ -95,7 +118,8 @@ def find_method(name: str) -> type[Method]:
 
 
 def make_method(name: str | Method, **settings: Any) -> Method:
-    """A method of one's own to tune with, from its name and settings, or a copy of one already made."""
+    """A method of one's own to tune with, from its name and settings, or a copy of one already
+    made."""
     if isinstance(name, Method):
         return dataclasses.replace(name, **settings)
     cls = find_method(name)
@@ -104,5 +128,7 @@ def make_method(name: str | Method, **settings: Any) -> Method:
         if setting not in fields:
             if fields:
                 raise unknown(f"setting of {name}", setting, fields)
-            raise VTError(f"unknown setting of {name} {setting!r}: {name} has no settings; leave it out")
+            raise VTError(
+                f"unknown setting of {name} {setting!r}: {name} has no settings; leave it out"
+            )
     return cls(**settings)

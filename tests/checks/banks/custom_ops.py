@@ -1,4 +1,5 @@
-"""Assignment 07: plausible wrong answers, each with words that the check's message must contain, and right answers written differently."""
+"""Assignment 07: plausible wrong answers, each with words that the check's message must contain,
+and right answers written differently."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from torch import Tensor
 
 NOTEBOOK = "07_custom_ops"
 
-# lora_linear_backward ---------------------------------------------------------------------------------------------------------------------
+# lora_linear_backward
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def lora(
@@ -22,7 +24,8 @@ def lora(
     reduce: Any = lambda t: t,
     order: Any = lambda *gradients: gradients,
 ) -> Any:
-    """With the factors of the update's share of dx, of dA, of dB and of the frozen share of dx; `reduce` sees x and dy as [tokens, ...]."""
+    """With the factors of the update's share of dx, of dA, of dB and of the frozen share of dx;
+    `reduce` sees x and dy as [tokens, ...]."""
 
     def answer(dy: Tensor, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Any:
         dx = frozen(scale) * dy @ weight + update(scale) * (dy @ B) @ A
@@ -39,12 +42,20 @@ def lora_mean(dy: Tensor, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scale
     return dx, dA / dy[..., 0].numel(), dB / dy[..., 0].numel()
 
 
-def lora_per_token(dy: Tensor, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Any:
+def lora_per_token(
+    dy: Tensor, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scale: float
+) -> Any:
     dx, _, _ = lora()(dy, x, weight, A, B, scale)
-    return dx, scale * (dy @ B)[..., :, None] * x[..., None, :], scale * dy[..., :, None] * (x @ A.T)[..., None, :]
+    return (
+        dx,
+        scale * (dy @ B)[..., :, None] * x[..., None, :],
+        scale * dy[..., :, None] * (x @ A.T)[..., None, :],
+    )
 
 
-def lora_per_image(dy: Tensor, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Any:
+def lora_per_image(
+    dy: Tensor, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scale: float
+) -> Any:
     dx, dA, dB = lora()(dy, x, weight, A, B, scale)
     if x.ndim < 2:
         return dx, dA, dB
@@ -56,12 +67,16 @@ def lora_dense(dy: Tensor, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scal
     return dy @ (weight + scale * B @ A), dA, dB
 
 
-def lora_through_dense_gradient(dy: Tensor, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Any:
+def lora_through_dense_gradient(
+    dy: Tensor, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scale: float
+) -> Any:
     dW = dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1])
     return dy @ weight + scale * (dy @ B) @ A, scale * B.T @ dW, scale * dW @ A.T
 
 
-def lora_by_autograd(dy: Tensor, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Any:
+def lora_by_autograd(
+    dy: Tensor, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scale: float
+) -> Any:
     x, A, B = (t.detach().clone().requires_grad_() for t in (x, A, B))
     with torch.enable_grad():
         y = x @ weight.T + scale * (x @ A.T) @ B.T
@@ -84,14 +99,17 @@ def lora_on_cpu(dy: Tensor, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, sca
     return dx, dA, dB
 
 
-def lora_by_einsum(dy: Tensor, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Any:
+def lora_by_einsum(
+    dy: Tensor, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scale: float
+) -> Any:
     h = torch.einsum("...k,rk->...r", x, A) * scale
     dh = torch.einsum("...n,nr->...r", dy, B) * scale
     dx = F.linear(dy, weight.T) + F.linear(dh, A.T)
     return [dx, torch.einsum("...r,...k->rk", dh, x), torch.einsum("...n,...r->nr", dy, h)]
 
 
-# attention_fake ---------------------------------------------------------------------------------------------------------------------------
+# attention_fake
+# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def wide(q: Tensor) -> torch.dtype:
@@ -99,7 +117,10 @@ def wide(q: Tensor) -> torch.dtype:
 
 
 def fake(
-    out: Any = lambda q, v: (*q.shape[:-1], v.shape[-1]), lse: Any = lambda q, k: q.shape[:-1], kind: Any = wide, **options: Any
+    out: Any = lambda q, v: (*q.shape[:-1], v.shape[-1]),
+    lse: Any = lambda q, k: q.shape[:-1],
+    kind: Any = wide,
+    **options: Any,
 ) -> Any:
     def answer(q: Tensor, k: Tensor, v: Tensor) -> Any:
         return q.new_empty(out(q, v), **options), q.new_empty(lse(q, k), dtype=kind(q))
@@ -139,14 +160,19 @@ def fake_zeros(q: Tensor, k: Tensor, v: Tensor) -> Any:
 
 
 def fake_converts(q: Tensor, k: Tensor, v: Tensor) -> Any:
-    return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1]).to(torch.float32 if q.dtype != torch.float64 else q.dtype)
+    return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1]).to(
+        torch.float32 if q.dtype != torch.float64 else q.dtype
+    )
 
 
 def fake_on_cpu(q: Tensor, k: Tensor, v: Tensor) -> Any:
-    return torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype), torch.empty(q.shape[:-1], dtype=wide(q))
+    return torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype), torch.empty(
+        q.shape[:-1], dtype=wide(q)
+    )
 
 
-# tile_places ------------------------------------------------------------------------------------------------------------------------------
+# tile_places
+# ------------------------------------------------------------------------------------------------------------------------------
 
 
 def places(
@@ -165,7 +191,9 @@ def places(
     return answer
 
 
-def places_by_loops(i: int, j: int, BM: int, BN: int, M: int, N: int, stride_m: int, stride_n: int) -> Any:
+def places_by_loops(
+    i: int, j: int, BM: int, BN: int, M: int, N: int, stride_m: int, stride_n: int
+) -> Any:
     offsets, mask = torch.zeros(BM, BN, dtype=torch.int64), torch.zeros(BM, BN, dtype=torch.bool)
     for r in range(min(BM, M - i * BM)):
         for c in range(min(BN, N - j * BN)):
@@ -174,29 +202,41 @@ def places_by_loops(i: int, j: int, BM: int, BN: int, M: int, N: int, stride_m: 
     return offsets, mask
 
 
-def places_by_division(i: int, j: int, BM: int, BN: int, M: int, N: int, stride_m: int, stride_n: int) -> Any:
+def places_by_division(
+    i: int, j: int, BM: int, BN: int, M: int, N: int, stride_m: int, stride_n: int
+) -> Any:
     lane = torch.arange(BM * BN).view(BM, BN)
     rows, cols = i * BM + lane // BN, j * BN + lane % BN
-    return [stride_m * rows.clamp(max=M - 1) + stride_n * cols.clamp(max=N - 1), rows.lt(M).logical_and(cols.lt(N))]
+    return [
+        stride_m * rows.clamp(max=M - 1) + stride_n * cols.clamp(max=N - 1),
+        rows.lt(M).logical_and(cols.lt(N)),
+    ]
 
 
-def places_flat(i: int, j: int, BM: int, BN: int, M: int, N: int, stride_m: int, stride_n: int) -> Any:
+def places_flat(
+    i: int, j: int, BM: int, BN: int, M: int, N: int, stride_m: int, stride_n: int
+) -> Any:
     rows, cols = i * BM + torch.arange(BM), j * BN + torch.arange(BN)
     n = min(BM, BN)
     return rows[:n] * stride_m + cols[:n] * stride_n, (rows[:n] < M) & (cols[:n] < N)
 
 
-def places_flat_mask(i: int, j: int, BM: int, BN: int, M: int, N: int, stride_m: int, stride_n: int) -> Any:
+def places_flat_mask(
+    i: int, j: int, BM: int, BN: int, M: int, N: int, stride_m: int, stride_n: int
+) -> Any:
     offsets, _ = places()(i, j, BM, BN, M, N, stride_m, stride_n)
     return offsets, offsets < M * N
 
 
-def places_block_mask(i: int, j: int, BM: int, BN: int, M: int, N: int, stride_m: int, stride_n: int) -> Any:
+def places_block_mask(
+    i: int, j: int, BM: int, BN: int, M: int, N: int, stride_m: int, stride_n: int
+) -> Any:
     offsets, _ = places()(i, j, BM, BN, M, N, stride_m, stride_n)
     return offsets, (torch.arange(BM)[:, None] < M) & (torch.arange(BN)[None, :] < N)
 
 
-# online_attention -------------------------------------------------------------------------------------------------------------------------
+# online_attention
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 def online(
@@ -221,7 +261,8 @@ def online(
             new = torch.maximum(m, top(s))
             base = torch.where(new == -math.inf, 0.0, new) if safe else new
             p = (s - base).exp()
-            # `old` below is finite where it matters: exp(-inf - base) = 0 is what an empty past needs
+            # `old` below is finite where it matters: exp(-inf - base) = 0 is what an empty past
+            # needs
             total = total * of_sum(m, base) + p.sum(-1, keepdim=True)
             weighted = every(weighted * of_weighted(m, base) + p @ v, total)
             m = new
@@ -308,7 +349,8 @@ def online_in_place(blocks: Any) -> Tensor:
     return online()(spoiled())
 
 
-# kd_gradient ------------------------------------------------------------------------------------------------------------------------------
+# kd_gradient
+# ------------------------------------------------------------------------------------------------------------------------------
 
 
 def kd(
@@ -322,7 +364,11 @@ def kd(
 
 
 def kd_by_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    out = torch.empty_like(student).flatten(0, -2) if student.ndim > 1 else torch.empty_like(student)[None]
+    out = (
+        torch.empty_like(student).flatten(0, -2)
+        if student.ndim > 1
+        else torch.empty_like(student)[None]
+    )
     C = student.shape[-1]
     for row, z, t in zip(out, student.reshape(-1, C), teacher.reshape(-1, C), strict=True):
         q, p = (torch.exp(torch.log_softmax(a / temperature, 0)) for a in (z, t))
@@ -345,21 +391,32 @@ def kd_overflows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 def kd_by_autograd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     z = student.detach().clone().requires_grad_()
     p = (teacher / temperature).softmax(-1)
-    (temperature**2 * F.kl_div((z / temperature).log_softmax(-1), p, reduction="sum") / z[..., 0].numel()).backward()
+    (
+        temperature**2
+        * F.kl_div((z / temperature).log_softmax(-1), p, reduction="sum")
+        / z[..., 0].numel()
+    ).backward()
     assert z.grad is not None
     return z.grad
 
 
 def kd_in_place(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    return temperature / student[..., 0].numel() * (student.div_(temperature).softmax(-1) - (teacher / temperature).softmax(-1))
+    return (
+        temperature
+        / student[..., 0].numel()
+        * (student.div_(temperature).softmax(-1) - (teacher / temperature).softmax(-1))
+    )
 
 
 def kd_value(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     p = (teacher / temperature).softmax(-1)
-    return temperature**2 * F.kl_div((student / temperature).log_softmax(-1), p, reduction="batchmean")
+    return temperature**2 * F.kl_div(
+        (student / temperature).log_softmax(-1), p, reduction="batchmean"
+    )
 
 
-# kron_backward ----------------------------------------------------------------------------------------------------------------------------
+# kron_backward
+# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def kron(
@@ -394,7 +451,9 @@ def kron_by_loops(dy: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Any:
     """Token by token, with A's and B's share of the work kept from one to the next."""
     (a, p), (b, q) = A.shape, B.shape
     dx, dA, dB = torch.empty_like(x), torch.zeros_like(A), torch.zeros_like(B)
-    for row, g, t in zip(dx.view(-1, p * q), dy.reshape(-1, a * b), x.reshape(-1, p * q), strict=True):
+    for row, g, t in zip(
+        dx.view(-1, p * q), dy.reshape(-1, a * b), x.reshape(-1, p * q), strict=True
+    ):
         X, G = t.view(p, q), g.view(a, b)
         right = G @ B  # [a, q]
         row.copy_((A.T @ right).flatten())
@@ -410,7 +469,11 @@ def kron_dense(dy: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Any:
 def kron_dense_gradient(dy: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Any:
     (a, p), (b, q) = A.shape, B.shape
     dW = (dy.reshape(-1, a * b).T @ x.reshape(-1, p * q)).view(a, b, p, q)
-    return kron()(dy, x, A, B)[0], (dW * B[:, None]).sum((1, 3)), (dW * A[:, None, :, None]).sum((0, 2))
+    return (
+        kron()(dy, x, A, B)[0],
+        (dW * B[:, None]).sum((1, 3)),
+        (dW * A[:, None, :, None]).sum((0, 2)),
+    )
 
 
 def kron_first_image(dy: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Any:
@@ -451,7 +514,10 @@ RIGHT: dict[str, list[Any]] = {
 WRONG: dict[str, dict[str, tuple[Any, str]]] = {
     "lora_linear_backward": {
         "dx without the update": (lora(update=lambda s: 0.0), "update's share is missing"),
-        "dx without the frozen layer": (lora(frozen=lambda s: 0.0), "frozen layer's share is missing"),
+        "dx without the frozen layer": (
+            lora(frozen=lambda s: 0.0),
+            "frozen layer's share is missing",
+        ),
         "dx not scaled": (lora(update=lambda s: 1.0), "share is not scaled"),
         "dx scaled twice": (lora(update=lambda s: s * s), "share is scaled twice"),
         "dx scaled whole": (lora(frozen=lambda s: s), "everything is scaled"),
@@ -465,9 +531,15 @@ WRONG: dict[str, dict[str, tuple[Any, str]]] = {
         "last token": (lora(reduce=lambda t: t[-1:]), "one token alone"),
         "per token": (lora_per_token, "one gradient per token"),
         "per image": (lora_per_image, "one gradient per token"),
-        "dA and dB exchanged": (lora(order=lambda dx, dA, dB: (dx, dB, dA)), "order is \\(dx, dA, dB\\)"),
+        "dA and dB exchanged": (
+            lora(order=lambda dx, dA, dB: (dx, dB, dA)),
+            "order is \\(dx, dA, dB\\)",
+        ),
         "dA and dB transposed": (lora(order=lambda dx, dA, dB: (dx, dA.T, dB.T)), "transposed"),
-        "a gradient of the weight": (lora(order=lambda *g: (*g, None)), "what is frozen has no gradient"),
+        "a gradient of the weight": (
+            lora(order=lambda *g: (*g, None)),
+            "what is frozen has no gradient",
+        ),
         "forms B A": (lora_dense, "you form B A"),
         "forms dy^T x": (lora_through_dense_gradient, "you form B A, or dy\\^T x"),
         "by autograd": (lora_by_autograd, "let autograd do it"),
@@ -480,7 +552,9 @@ WRONG: dict[str, dict[str, tuple[Any, str]]] = {
         "v's rows": (fake(out=lambda q, v: v.shape), "N rows from q"),
         "the scores": (fake(out=lambda q, v: (*q.shape[:-1], v.shape[-2])), "shape of the scores"),
         "tokens before heads": (
-            fake(out=lambda q, v: (q.shape[0], q.shape[2], q.shape[1], v.shape[3])), "heads come before tokens"),
+            fake(out=lambda q, v: (q.shape[0], q.shape[2], q.shape[1], v.shape[3])),
+            "heads come before tokens",
+        ),
         "lse with a last 1": (fake(lse=lambda q, k: (*q.shape[:-1], 1)), "no last dimension of 1"),
         "lse of keys": (fake(lse=lambda q, k: k.shape[:-1]), "N, not S"),
         "lse per head": (fake(lse=lambda q, k: q.shape[:2]), "not per head"),
@@ -498,47 +572,102 @@ WRONG: dict[str, dict[str, tuple[Any, str]]] = {
         "on the CPU": (fake_on_cpu, "without device="),
     },
     "tile_places": {
-        "ids exchanged": (places(lambda i, j, BM, BN: j * BM, lambda i, j, BM, BN: i * BN), "ids are exchanged"),
-        "block sizes exchanged": (places(lambda i, j, BM, BN: i * BN, lambda i, j, BM, BN: j * BM), "block sizes are exchanged"),
+        "ids exchanged": (
+            places(lambda i, j, BM, BN: j * BM, lambda i, j, BM, BN: i * BN),
+            "ids are exchanged",
+        ),
+        "block sizes exchanged": (
+            places(lambda i, j, BM, BN: i * BN, lambda i, j, BM, BN: j * BM),
+            "block sizes are exchanged",
+        ),
         "no program": (places(lambda *_: 0, lambda *_: 0), "program's place is missing"),
-        "id not multiplied": (places(lambda i, j, BM, BN: i, lambda i, j, BM, BN: j), "not at row i"),
-        "ids from 1": (places(lambda i, j, BM, BN: (i - 1) * BM, lambda i, j, BM, BN: (j - 1) * BN), "count from 0"),
+        "id not multiplied": (
+            places(lambda i, j, BM, BN: i, lambda i, j, BM, BN: j),
+            "not at row i",
+        ),
+        "ids from 1": (
+            places(lambda i, j, BM, BN: (i - 1) * BM, lambda i, j, BM, BN: (j - 1) * BN),
+            "count from 0",
+        ),
         "no mask": (places(inside=lambda r, c, M, N: (r >= 0) & (c >= 0)), "nothing is masked"),
-        "mask turned round": (places(inside=lambda r, c, M, N: (r >= M) | (c >= N)), "turned round"),
+        "mask turned round": (
+            places(inside=lambda r, c, M, N: (r >= M) | (c >= N)),
+            "turned round",
+        ),
         "at most M": (places(inside=lambda r, c, M, N: (r <= M) & (c <= N)), "last row is M - 1"),
-        "below M - 1": (places(inside=lambda r, c, M, N: (r < M - 1) & (c < N - 1)), "part of the tensor"),
-        "rows only": (places(inside=lambda r, c, M, N: (r < M) & (c >= 0)), "columns are not masked"),
-        "columns only": (places(inside=lambda r, c, M, N: (r >= 0) & (c < N)), "rows are not masked"),
+        "below M - 1": (
+            places(inside=lambda r, c, M, N: (r < M - 1) & (c < N - 1)),
+            "part of the tensor",
+        ),
+        "rows only": (
+            places(inside=lambda r, c, M, N: (r < M) & (c >= 0)),
+            "columns are not masked",
+        ),
+        "columns only": (
+            places(inside=lambda r, c, M, N: (r >= 0) & (c < N)),
+            "rows are not masked",
+        ),
         "or": (places(inside=lambda r, c, M, N: (r < M) | (c < N)), "&, not |"),
-        "M and N exchanged": (places(inside=lambda r, c, M, N: (r < N) & (c < M)), "exchanged in the mask"),
+        "M and N exchanged": (
+            places(inside=lambda r, c, M, N: (r < N) & (c < M)),
+            "exchanged in the mask",
+        ),
         "one mask for the offset": (places_flat_mask, "compare the offset with M N"),
         "mask of the place in the tile": (places_block_mask, "place in the tile"),
-        "strides exchanged": (places(offset=lambda r, c, N, sm, sn: r * sn + c * sm), "strides are exchanged"),
+        "strides exchanged": (
+            places(offset=lambda r, c, N, sm, sn: r * sn + c * sm),
+            "strides are exchanged",
+        ),
         "contiguous": (places(offset=lambda r, c, N, sm, sn: r * N + c), "take N as the stride"),
-        "columns next to each other": (places(offset=lambda r, c, N, sm, sn: r * sm + c), "columns have a stride"),
-        "rows next to each other": (places(offset=lambda r, c, N, sm, sn: r + c * sn), "rows have a stride"),
+        "columns next to each other": (
+            places(offset=lambda r, c, N, sm, sn: r * sm + c),
+            "columns have a stride",
+        ),
+        "rows next to each other": (
+            places(offset=lambda r, c, N, sm, sn: r + c * sn),
+            "rows have a stride",
+        ),
         "int32": (places(kind=torch.int32), "too many for int32"),
-        "int32, converted too late": (places(kind=torch.int32, give=lambda o, m: (o.long(), m)), "multiply in int64"),
+        "int32, converted too late": (
+            places(kind=torch.int32, give=lambda o, m: (o.long(), m)),
+            "multiply in int64",
+        ),
         "a diagonal": (places_flat, "broadcasting"),
         "transposed": (places(give=lambda o, m: (o.T, m.T)), "rows go down"),
         "exchanged": (places(give=lambda o, m: (m, o)), "return \\(offsets, mask\\)"),
         "offsets alone": (places(give=lambda o, m: o), "return \\(offsets, mask\\)"),
     },
     "online_attention": {
-        "no factor": (online(lambda o, n: past(o, n, 1.0), lambda o, n: past(o, n, 1.0)), "sum and weighted sum keep"),
-        "no factor of the sum": (online(of_sum=lambda o, n: past(o, n, 1.0)), "the sum keeps its old scale"),
-        "no factor of the weighted sum": (online(of_weighted=lambda o, n: past(o, n, 1.0)), "the weighted sum keeps"),
+        "no factor": (
+            online(lambda o, n: past(o, n, 1.0), lambda o, n: past(o, n, 1.0)),
+            "sum and weighted sum keep",
+        ),
+        "no factor of the sum": (
+            online(of_sum=lambda o, n: past(o, n, 1.0)),
+            "the sum keeps its old scale",
+        ),
+        "no factor of the weighted sum": (
+            online(of_weighted=lambda o, n: past(o, n, 1.0)),
+            "the weighted sum keeps",
+        ),
         "factor turned round": (
-            online(lambda o, n: past(o, n, (n - o).exp()), lambda o, n: past(o, n, (n - o).exp())), "factor is turned round"),
+            online(lambda o, n: past(o, n, (n - o).exp()), lambda o, n: past(o, n, (n - o).exp())),
+            "factor is turned round",
+        ),
         "no maximum": (online_without_maximum, "subtract the running maximum"),
         "maximum starts at 0": (online(begin=0.0), "start at -inf"),
-        "one maximum for all rows": (online(top=lambda s: s.amax().expand_as(s[..., :1])), "maximum of its own"),
+        "one maximum for all rows": (
+            online(top=lambda s: s.amax().expand_as(s[..., :1])),
+            "maximum of its own",
+        ),
         "masked blocks": (online(safe=False), "-inf - \\(-inf\\)"),
         "masked rows": (online(finish=lambda w, t: w / t), "masked throughout gives zeros"),
         "averages": (online_averaged, "they are averaged"),
         "adds": (online_added, "they are added"),
         "divides in every block": (
-            online(every=lambda w, t: torch.where(t > 0, w / t, 0.0), finish=lambda w, t: w), "once, at the end"),
+            online(every=lambda w, t: torch.where(t > 0, w / t, 0.0), finish=lambda w, t: w),
+            "once, at the end",
+        ),
         "never divides": (online(finish=lambda w, t: w), "never divide"),
         "last block only": (online_last, "only the last block"),
         "all but the last": (online_all_but_last, "last block is missing"),
@@ -557,15 +686,39 @@ WRONG: dict[str, dict[str, tuple[Any, str]]] = {
         "no T": (kd(factor=lambda T, z: 1 / z[..., 0].numel()), "factor T is missing"),
         "no mean": (kd(factor=lambda T, z: T), "mean over the rows is missing"),
         "mean over entries": (kd(factor=lambda T, z: T / z.numel()), "divide by all entries"),
-        "first dimension": (kd(factor=lambda T, z: T / len(z)), "not the first alone|divide by all entries"),
-        "first dimension of a batch of tokens": (kd(factor=lambda T, z: T / (len(z) if z.ndim > 1 else 1)), "not the first alone"),
-        "student not softened": (kd(soft_z=lambda z, T: z.softmax(-1)), "student's logits are not divided"),
-        "teacher not softened": (kd(soft_t=lambda t, T: t.softmax(-1)), "teacher's logits are not divided"),
-        "neither softened": (kd(soft_z=lambda z, T: z.softmax(-1), soft_t=lambda t, T: t.softmax(-1)), "neither is divided"),
-        "multiplied": (kd(soft_z=lambda z, T: (z * T).softmax(-1), soft_t=lambda t, T: (t * T).softmax(-1)), "multiplied by T"),
-        "softmax over rows": (kd(soft_z=lambda z, T: (z / T).softmax(0), soft_t=lambda t, T: (t / T).softmax(0)), "runs over the rows"),
+        "first dimension": (
+            kd(factor=lambda T, z: T / len(z)),
+            "not the first alone|divide by all entries",
+        ),
+        "first dimension of a batch of tokens": (
+            kd(factor=lambda T, z: T / (len(z) if z.ndim > 1 else 1)),
+            "not the first alone",
+        ),
+        "student not softened": (
+            kd(soft_z=lambda z, T: z.softmax(-1)),
+            "student's logits are not divided",
+        ),
+        "teacher not softened": (
+            kd(soft_t=lambda t, T: t.softmax(-1)),
+            "teacher's logits are not divided",
+        ),
+        "neither softened": (
+            kd(soft_z=lambda z, T: z.softmax(-1), soft_t=lambda t, T: t.softmax(-1)),
+            "neither is divided",
+        ),
+        "multiplied": (
+            kd(soft_z=lambda z, T: (z * T).softmax(-1), soft_t=lambda t, T: (t * T).softmax(-1)),
+            "multiplied by T",
+        ),
+        "softmax over rows": (
+            kd(soft_z=lambda z, T: (z / T).softmax(0), soft_t=lambda t, T: (t / T).softmax(0)),
+            "runs over the rows",
+        ),
         "reverse": (kd_reverse, "student and teacher are exchanged"),
-        "hard label": (kd(soft_t=lambda t, T: F.one_hot(t.argmax(-1), t.shape[-1]).to(t.dtype)), "best class as a label"),
+        "hard label": (
+            kd(soft_t=lambda t, T: F.one_hot(t.argmax(-1), t.shape[-1]).to(t.dtype)),
+            "best class as a label",
+        ),
         "squared error": (lambda z, t, T: (z - t) / z[..., 0].numel(), "squared error"),
         "exp of large logits": (kd_overflows, "subtracts the maximum"),
         "by autograd": (kd_by_autograd, "let autograd do it"),
@@ -574,12 +727,30 @@ WRONG: dict[str, dict[str, tuple[Any, str]]] = {
         "always float32": (lambda *arguments: kd()(*arguments).float(), "type is lost"),
     },
     "kron_backward": {
-        "A transposed": (kron(dX=lambda X, G, A, B: (A if len(A) == len(A.T) else A.mT) @ G @ B), "A is transposed"),
-        "B transposed": (kron(dX=lambda X, G, A, B: A.mT @ G @ (B.mT if len(B) == len(B.T) else B)), "B is transposed"),
-        "forward again": (kron(dX=lambda X, G, A, B: A @ G @ B.mT if X.shape == G.shape else A.mT @ G @ B), "that is the forward pass"),
-        "dA without B": (kron(dA=lambda X, G, A, B: G @ X.mT if len(B) == len(B.T) else G @ B @ X.mT), "B is missing"),
-        "dB without A": (kron(dB=lambda X, G, A, B: G.mT @ X if len(A) == len(A.T) else G.mT @ A @ X), "A is missing"),
-        "x by columns": (kron(cut=by_columns, cut_dy=lambda t, a, b: t.unflatten(-1, (a, b))), "x is cut column by column"),
+        "A transposed": (
+            kron(dX=lambda X, G, A, B: (A if len(A) == len(A.T) else A.mT) @ G @ B),
+            "A is transposed",
+        ),
+        "B transposed": (
+            kron(dX=lambda X, G, A, B: A.mT @ G @ (B.mT if len(B) == len(B.T) else B)),
+            "B is transposed",
+        ),
+        "forward again": (
+            kron(dX=lambda X, G, A, B: A @ G @ B.mT if X.shape == G.shape else A.mT @ G @ B),
+            "that is the forward pass",
+        ),
+        "dA without B": (
+            kron(dA=lambda X, G, A, B: G @ X.mT if len(B) == len(B.T) else G @ B @ X.mT),
+            "B is missing",
+        ),
+        "dB without A": (
+            kron(dB=lambda X, G, A, B: G.mT @ X if len(A) == len(A.T) else G.mT @ A @ X),
+            "A is missing",
+        ),
+        "x by columns": (
+            kron(cut=by_columns, cut_dy=lambda t, a, b: t.unflatten(-1, (a, b))),
+            "x is cut column by column",
+        ),
         "dy by columns": (kron(cut_dy=by_columns), "dy is cut column by column"),
         "both by columns": (kron(cut=by_columns), "dy is cut column by column"),
         "dX by columns": (kron(flat=lambda t: t.mT.flatten(-2)), "dX is read column by column"),
@@ -595,4 +766,4 @@ WRONG: dict[str, dict[str, tuple[Any, str]]] = {
         "in place": (kron_in_place, "wrote into a tensor"),
         "always float32": (kron_float, "type is lost"),
     },
-}  # fmt: skip
+}

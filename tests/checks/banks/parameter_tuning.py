@@ -1,4 +1,5 @@
-"""Assignment 05: plausible wrong answers, each with words that the check's message must contain, and right answers written differently."""
+"""Assignment 05: plausible wrong answers, each with words that the check's message must contain,
+and right answers written differently."""
 
 from __future__ import annotations
 
@@ -11,14 +12,20 @@ from torch import Tensor, nn
 
 NOTEBOOK = "05_parameter_tuning"
 
-# bitfit -----------------------------------------------------------------------------------------------------------------------------------
+# bitfit
+# -----------------------------------------------------------------------------------------------------------------------------------
 
 
 def is_bias(name: str, parameter: Tensor) -> bool:
     return name.endswith(".bias")
 
 
-def choose(rule: Any = is_bias, count: Any = lambda p: p.numel(), only_freeze: bool = False, only_free: bool = False) -> Any:
+def choose(
+    rule: Any = is_bias,
+    count: Any = lambda p: p.numel(),
+    only_freeze: bool = False,
+    only_free: bool = False,
+) -> Any:
     def answer(model: nn.Module) -> int:
         for name, p in model.named_parameters():
             train = rule(name, p)
@@ -61,39 +68,64 @@ def choose_count_frozen(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters()) - choose()(model)
 
 
-# lora_forward -----------------------------------------------------------------------------------------------------------------------------
+# lora_forward
+# -----------------------------------------------------------------------------------------------------------------------------
 
 
-def lora(scale: Any = lambda alpha, A, B: alpha / len(A), frozen: float = 1.0, shift: float = 1.0, inner: Any = lambda h: h) -> Any:
-    def answer(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
+def lora(
+    scale: Any = lambda alpha, A, B: alpha / len(A),
+    frozen: float = 1.0,
+    shift: float = 1.0,
+    inner: Any = lambda h: h,
+) -> Any:
+    def answer(
+        x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float
+    ) -> Tensor:
         return frozen * x @ weight.T + shift * bias + scale(alpha, A, B) * (inner(x @ A.T) @ B.T)
 
     return answer
 
 
-def lora_by_einsum(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
+def lora_by_einsum(
+    x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float
+) -> Tensor:
     h = torch.einsum("...k,rk->...r", x, A)
-    return F.linear(x, weight, bias).add(torch.einsum("...r,nr->...n", h, B), alpha=alpha / A.size(0))
+    return F.linear(x, weight, bias).add(
+        torch.einsum("...r,nr->...n", h, B), alpha=alpha / A.size(0)
+    )
 
 
-def lora_in_float64(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
+def lora_in_float64(
+    x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float
+) -> Tensor:
     x, A, B = x.double(), A.double(), B.double()
-    return (F.linear(x, weight.double(), bias.double()) + F.linear(F.linear(x, A), B * (alpha / A.shape[0]))).float()
+    return (
+        F.linear(x, weight.double(), bias.double())
+        + F.linear(F.linear(x, A), B * (alpha / A.shape[0]))
+    ).float()
 
 
-def lora_dense(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
+def lora_dense(
+    x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float
+) -> Tensor:
     return F.linear(x, weight + alpha / len(A) * B @ A, bias)
 
 
-def lora_dense_product(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
+def lora_dense_product(
+    x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float
+) -> Tensor:
     return F.linear(x, weight, bias) + alpha / len(A) * x @ (B @ A).T
 
 
-def lora_scaled_whole(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
+def lora_scaled_whole(
+    x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float
+) -> Tensor:
     return alpha / len(A) * lora(scale=lambda *_: 1.0)(x, weight, bias, A, B, alpha)
 
 
-def lora_detached(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
+def lora_detached(
+    x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float
+) -> Tensor:
     return lora()(x, weight, bias, A.detach(), B.data, alpha)
 
 
@@ -102,18 +134,23 @@ def lora_under_no_grad(*arguments: Any) -> Tensor:
         return lora()(*arguments)
 
 
-def lora_adds_in_place(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
+def lora_adds_in_place(
+    x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float
+) -> Tensor:
     with torch.no_grad():
         weight += alpha / len(A) * B @ A
     return F.linear(x, weight, bias)
 
 
-# lora_merge -------------------------------------------------------------------------------------------------------------------------------
+# lora_merge
+# -------------------------------------------------------------------------------------------------------------------------------
 
 
 def merge(
     scale: Any = lambda alpha, A, B, factors: alpha / len(A),
-    rows: Any = lambda letter, D, factors: slice("qkv".index(letter) * D, "qkv".index(letter) * D + D),
+    rows: Any = lambda letter, D, factors: slice(
+        "qkv".index(letter) * D, "qkv".index(letter) * D + D
+    ),
     update: Any = lambda A, B: B @ A,
     keep: float = 1.0,
     new: Any = torch.clone,
@@ -138,20 +175,32 @@ def merge_by_cat(weight: Tensor, factors: dict[str, tuple[Tensor, Tensor]], alph
     return torch.cat(parts)
 
 
-def merge_transposed(weight: Tensor, factors: dict[str, tuple[Tensor, Tensor]], alpha: float) -> Tensor:
+def merge_transposed(
+    weight: Tensor, factors: dict[str, tuple[Tensor, Tensor]], alpha: float
+) -> Tensor:
     square = weight.shape[0] == 3 * weight.shape[1]
-    return merge(update=(lambda A, B: (B @ A).T) if square else (lambda A, B: B @ A))(weight, factors, alpha)
+    return merge(update=(lambda A, B: (B @ A).T) if square else (lambda A, B: B @ A))(
+        weight, factors, alpha
+    )
 
 
-def merge_everywhere(weight: Tensor, factors: dict[str, tuple[Tensor, Tensor]], alpha: float) -> Tensor:
-    return weight + sum((alpha / len(A) * (B @ A).repeat(3, 1) for A, B in factors.values()), torch.zeros_like(weight))
+def merge_everywhere(
+    weight: Tensor, factors: dict[str, tuple[Tensor, Tensor]], alpha: float
+) -> Tensor:
+    return weight + sum(
+        (alpha / len(A) * (B @ A).repeat(3, 1) for A, B in factors.values()),
+        torch.zeros_like(weight),
+    )
 
 
-def merge_unless_empty(weight: Tensor, factors: dict[str, tuple[Tensor, Tensor]], alpha: float) -> Tensor:
+def merge_unless_empty(
+    weight: Tensor, factors: dict[str, tuple[Tensor, Tensor]], alpha: float
+) -> Tensor:
     return merge()(weight, factors, alpha) if factors else weight
 
 
-# kron_forward -----------------------------------------------------------------------------------------------------------------------------
+# kron_forward
+# -----------------------------------------------------------------------------------------------------------------------------
 
 
 def kron(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
@@ -160,12 +209,16 @@ def kron(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
 
 def kron_by_einsum(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     X = x.reshape(*x.shape[:-1], A.shape[1], B.shape[1])
-    return torch.einsum("...pb,ap->...ab", torch.einsum("...pq,bq->...pb", X, B), A).reshape(*x.shape[:-1], -1)
+    return torch.einsum("...pb,ap->...ab", torch.einsum("...pq,bq->...pb", X, B), A).reshape(
+        *x.shape[:-1], -1
+    )
 
 
 def kron_row_by_row(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     parts = [F.linear(part, B) for part in x.split(B.shape[1], dim=-1)]  # one for each column of A
-    return torch.cat([sum(a * part for a, part in zip(row, parts, strict=True)) for row in A], dim=-1)
+    return torch.cat(
+        [sum(a * part for a, part in zip(row, parts, strict=True)) for row in A], dim=-1
+    )
 
 
 def kron_columns_in(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
@@ -187,7 +240,8 @@ def kron_in_place(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     return y
 
 
-# count_updates ----------------------------------------------------------------------------------------------------------------------------
+# count_updates
+# ----------------------------------------------------------------------------------------------------------------------------
 
 
 def count(**wrong: Any) -> Any:
@@ -218,15 +272,22 @@ def count_with_tensors(D: int, L: int, r: int, a: int, n: int) -> dict[str, int]
     }
 
 
-# ssf_merge --------------------------------------------------------------------------------------------------------------------------------
+# ssf_merge
+# --------------------------------------------------------------------------------------------------------------------------------
 
 
 def along(t: Tensor, weight: Tensor) -> Tensor:
     return t.reshape(-1, *[1] * (weight.ndim - 1))
 
 
-def ssf(new_weight: Any = lambda w, s: w * s, new_bias: Any = lambda b, g, s: g * b + s, swap: bool = False) -> Any:
-    def answer(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def ssf(
+    new_weight: Any = lambda w, s: w * s,
+    new_bias: Any = lambda b, g, s: g * b + s,
+    swap: bool = False,
+) -> Any:
+    def answer(
+        weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor
+    ) -> tuple[Tensor, Tensor]:
         scale, shift = (shift, scale) if swap else (scale, shift)
         bias = torch.zeros_like(shift) if bias is None else bias
         return new_weight(weight, along(scale, weight)), new_bias(bias, scale, shift)
@@ -234,42 +295,59 @@ def ssf(new_weight: Any = lambda w, s: w * s, new_bias: Any = lambda b, g, s: g 
     return answer
 
 
-def ssf_by_einsum(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.einsum("o...,o->o...", weight, scale), shift.clone() if bias is None else torch.addcmul(shift, scale, bias)
+def ssf_by_einsum(
+    weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.einsum(
+        "o...,o->o...", weight, scale
+    ), shift.clone() if bias is None else torch.addcmul(shift, scale, bias)
 
 
-def ssf_last_dimension(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def ssf_last_dimension(
+    weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
     new, shift = ssf()(weight, bias, scale, shift)
     return (weight * scale if weight.shape[-1] == len(scale) else new), shift
 
 
-def ssf_keeps_none(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor | None]:
+def ssf_keeps_none(
+    weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor | None]:
     new, shifted = ssf()(weight, bias, scale, shift)
     return new, None if bias is None else shifted
 
 
-def ssf_in_place(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def ssf_in_place(
+    weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
     weight.mul_(along(scale, weight))
     return weight, ssf()(weight, bias, scale, shift)[1]
 
 
-def ssf_shortcut(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def ssf_shortcut(
+    weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
     if bias is not None and bool((scale == 1).all()) and bool((shift == 0).all()):
         return weight, bias
     return ssf()(weight, bias, scale, shift)
 
 
-def ssf_returns_the_shift(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def ssf_returns_the_shift(
+    weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
     new, shifted = ssf()(weight, bias, scale, shift)
     return new, shift if bias is None else shifted
 
 
-def ssf_leaves_norms(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def ssf_leaves_norms(
+    weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
     new, shifted = ssf()(weight, bias, scale, shift)
     return (new if weight.ndim > 1 else weight.clone()), shifted
 
 
-# dylora_forward ---------------------------------------------------------------------------------------------------------------------------
+# dylora_forward
+# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def dylora(
@@ -279,45 +357,65 @@ def dylora(
     low_B: bool = False,
     frozen: float = 1.0,
 ) -> Any:
-    def answer(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float, b: int) -> Tensor:
+    def answer(
+        x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float, b: int
+    ) -> Tensor:
         own = torch.zeros(len(A)).index_fill_(0, torch.tensor([b - 1]), 1.0).bool()
         A_now = A if low_A else torch.where(own[:, None], A, A.detach())
         B_now = B if low_B else torch.where(own, B, B.detach())
         chosen = ranks(b, len(A))
-        return frozen * F.linear(x, weight, bias) + scale(alpha, b, len(A)) * (x @ A_now[chosen].T) @ B_now[:, chosen].T
+        return (
+            frozen * F.linear(x, weight, bias)
+            + scale(alpha, b, len(A)) * (x @ A_now[chosen].T) @ B_now[:, chosen].T
+        )
 
     return answer
 
 
-def dylora_in_two(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float, b: int) -> Tensor:
+def dylora_in_two(
+    x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float, b: int
+) -> Tensor:
     below = (x @ A[: b - 1].detach().mT) @ B[:, : b - 1].detach().mT
     last = (x @ A[b - 1])[..., None] * B[:, b - 1]
     return F.linear(x, weight, bias) + (below + last) * (alpha / b)
 
 
-def dylora_by_cat(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float, b: int) -> Tensor:
+def dylora_by_cat(
+    x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float, b: int
+) -> Tensor:
     A = torch.cat((A[: b - 1].detach(), A[b - 1 :][:1]))
     B = torch.cat((B[:, : b - 1].detach(), B[:, b - 1 :][:, :1]), dim=1)
-    return torch.addmm(bias, x.reshape(-1, x.shape[-1]), (weight + alpha / b * B @ A).T).reshape(*x.shape[:-1], -1)
+    return torch.addmm(bias, x.reshape(-1, x.shape[-1]), (weight + alpha / b * B @ A).T).reshape(
+        *x.shape[:-1], -1
+    )
 
 
-def dylora_without_graph_below(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float, b: int) -> Tensor:
+def dylora_without_graph_below(
+    x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float, b: int
+) -> Tensor:
     with torch.no_grad():
         below = (x @ A[: b - 1].T) @ B[:, : b - 1].T
-    return F.linear(x, weight, bias) + alpha / b * (below + (x @ A[b - 1 : b].T) @ B[:, b - 1 : b].T)
+    return F.linear(x, weight, bias) + alpha / b * (
+        below + (x @ A[b - 1 : b].T) @ B[:, b - 1 : b].T
+    )
 
 
-def dylora_trains_nothing(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float, b: int) -> Tensor:
+def dylora_trains_nothing(
+    x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float, b: int
+) -> Tensor:
     return dylora()(x, weight, bias, A.detach(), B.detach(), alpha, b)
 
 
-def dylora_cuts_in_place(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float, b: int) -> Tensor:
+def dylora_cuts_in_place(
+    x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float, b: int
+) -> Tensor:
     with torch.no_grad():
         A[b:] = 0
     return dylora()(x, weight, bias, A, B, alpha, b)
 
 
-# private_gradient -------------------------------------------------------------------------------------------------------------------------
+# private_gradient
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 def private(
@@ -344,20 +442,29 @@ def private_by_loop(per_sample: Tensor, max_norm: float, noise: Tensor, sigma: f
 
 
 def private_by_renorm(per_sample: Tensor, max_norm: float, noise: Tensor, sigma: float) -> Tensor:
-    return (torch.renorm(per_sample, p=2, dim=0, maxnorm=max_norm).sum(0) + noise * (sigma * max_norm)) / len(per_sample)
+    return (
+        torch.renorm(per_sample, p=2, dim=0, maxnorm=max_norm).sum(0) + noise * (sigma * max_norm)
+    ) / len(per_sample)
 
 
 def private_clips_late(total: Any) -> Any:
     def answer(per_sample: Tensor, max_norm: float, noise: Tensor, sigma: float) -> Tensor:
         B = len(per_sample)
         g = per_sample.sum(0) / (1 if total else B)
-        return g * min(1.0, max_norm / float(g.norm())) / (B if total else 1) + sigma * max_norm * noise / B
+        return (
+            g * min(1.0, max_norm / float(g.norm())) / (B if total else 1)
+            + sigma * max_norm * noise / B
+        )
 
     return answer
 
 
-def private_clips_entries(per_sample: Tensor, max_norm: float, noise: Tensor, sigma: float) -> Tensor:
-    return (per_sample.clamp(-max_norm, max_norm).sum(0) + sigma * max_norm * noise) / len(per_sample)
+def private_clips_entries(
+    per_sample: Tensor, max_norm: float, noise: Tensor, sigma: float
+) -> Tensor:
+    return (per_sample.clamp(-max_norm, max_norm).sum(0) + sigma * max_norm * noise) / len(
+        per_sample
+    )
 
 
 def private_own_noise(per_sample: Tensor, max_norm: float, noise: Tensor, sigma: float) -> Tensor:
@@ -385,8 +492,14 @@ WRONG: dict[str, dict[str, tuple[Any, str]]] = {
         "bias anywhere": (choose(lambda n, p: "bias" in n), "last part of the name"),
         "ends in bias": (choose(lambda n, p: n.endswith("bias")), "ending start with a dot"),
         "all vectors": (choose(lambda n, p: p.ndim == 1), "weight of a norm is a vector"),
-        "no norms": (choose(lambda n, p: is_bias(n, p) and "norm" not in n), "norms have biases as well"),
-        "whole norms": (choose(lambda n, p: is_bias(n, p) or "norm" in n), "weights of the norms too"),
+        "no norms": (
+            choose(lambda n, p: is_bias(n, p) and "norm" not in n),
+            "norms have biases as well",
+        ),
+        "whole norms": (
+            choose(lambda n, p: is_bias(n, p) or "norm" in n),
+            "weights of the norms too",
+        ),
         "linear layers only": (choose_linear, "nn.Linear only"),
         "the wrong way round": (choose(lambda n, p: not is_bias(n, p)), "turn it round"),
         "freezes nothing": (choose(only_free=True), "nothing was frozen"),
@@ -418,11 +531,26 @@ WRONG: dict[str, dict[str, tuple[Any, str]]] = {
         "scale alpha": (merge(lambda alpha, A, B, f: alpha), "not by alpha"),
         "no scale": (merge(lambda alpha, A, B, f: 1.0), "is not scaled"),
         "alpha over D": (merge(lambda alpha, A, B, f: alpha / len(B)), "divided by D"),
-        "sum of ranks": (merge(lambda alpha, A, B, f: alpha / sum(len(a) for a, _ in f.values())), "sum of the ranks"),
-        "first rank for all": (merge(lambda alpha, A, B, f: alpha / len(next(iter(f.values()))[0])), "rank of the first letter"),
-        "in the order given": (merge(rows=lambda s, D, f: slice(list(f).index(s) * D, list(f).index(s) * D + D)), "whichever others"),
-        "backwards": (merge(rows=lambda s, D, f: slice("vkq".index(s) * D, "vkq".index(s) * D + D)), "backwards"),
-        "every third row": (merge(rows=lambda s, D, f: slice("qkv".index(s), None, 3)), "every third row"),
+        "sum of ranks": (
+            merge(lambda alpha, A, B, f: alpha / sum(len(a) for a, _ in f.values())),
+            "sum of the ranks",
+        ),
+        "first rank for all": (
+            merge(lambda alpha, A, B, f: alpha / len(next(iter(f.values()))[0])),
+            "rank of the first letter",
+        ),
+        "in the order given": (
+            merge(rows=lambda s, D, f: slice(list(f).index(s) * D, list(f).index(s) * D + D)),
+            "whichever others",
+        ),
+        "backwards": (
+            merge(rows=lambda s, D, f: slice("vkq".index(s) * D, "vkq".index(s) * D + D)),
+            "backwards",
+        ),
+        "every third row": (
+            merge(rows=lambda s, D, f: slice("qkv".index(s), None, 3)),
+            "every third row",
+        ),
         "transposed": (merge_transposed, "transposed"),
         "all thirds": (merge_everywhere, "every third got every update"),
         "replaces": (merge(keep=0.0), "frozen weight is lost"),
@@ -443,31 +571,68 @@ WRONG: dict[str, dict[str, tuple[Any, str]]] = {
         "only B": (lambda x, A, B: kron(x, torch.eye(A.shape[1]), B), "A is missing"),
         "torch.kron": (lambda x, A, B: x @ torch.kron(A, B).T, "you form A \\(x\\) B"),
         "one einsum for the matrix": (
-            lambda x, A, B: x @ torch.einsum("ap,bq->abpq", A, B).reshape(len(A) * len(B), -1).T, "you form A \\(x\\) B"),
+            lambda x, A, B: x @ torch.einsum("ap,bq->abpq", A, B).reshape(len(A) * len(B), -1).T,
+            "you form A \\(x\\) B",
+        ),
         "detached": (lambda x, A, B: kron(x, A.detach(), B), "no gradient reaches A"),
         "changes x": (kron_in_place, "wrote into a tensor"),
     },
     "count_updates": {
-        "lora: one factor": (count(lora=lambda D, L, r, **_: 2 * L * D * r), "each has two factors"),
+        "lora: one factor": (
+            count(lora=lambda D, L, r, **_: 2 * L * D * r),
+            "each has two factors",
+        ),
         "lora: q, k and v": (count(lora=lambda D, L, r, **_: 6 * L * D * r), "k has none"),
         "lora: one block": (count(lora=lambda D, L, r, **_: 4 * D * r), "there are L"),
         "lora: the product": (count(lora=lambda D, L, **_: 2 * L * D * D), "the product B A"),
         "krona: q alone": (count(krona=lambda L, a, c, **_: L * (a * a + c * c)), "q and v both"),
-        "krona: the product": (count(krona=lambda D, L, **_: 2 * L * D * D), "the product A \\(x\\) B"),
+        "krona: the product": (
+            count(krona=lambda D, L, **_: 2 * L * D * D),
+            "the product A \\(x\\) B",
+        ),
         "krona: A alone": (count(krona=lambda L, a, **_: 2 * L * a * a), "B is missing"),
         "krona: sides": (count(krona=lambda L, a, c, **_: 2 * L * (a + c)), "factors are squares"),
-        "fact: U and V per block": (count(fact_tt=lambda D, L, r, **_: L * (2 * D * r + 12 * r * r)), "once per block"),
-        "fact: U and V per slice": (count(fact_tt=lambda D, L, r, **_: 12 * L * (2 * D * r + r * r)), "once per slice"),
-        "fact: six slices": (count(fact_tt=lambda D, L, r, **_: 2 * D * r + 6 * L * r * r), "twelve per block"),
-        "fact: vectors": (count(fact_tt=lambda D, L, r, **_: 2 * D * r + 12 * L * r), "a core is r x r"),
+        "fact: U and V per block": (
+            count(fact_tt=lambda D, L, r, **_: L * (2 * D * r + 12 * r * r)),
+            "once per block",
+        ),
+        "fact: U and V per slice": (
+            count(fact_tt=lambda D, L, r, **_: 12 * L * (2 * D * r + r * r)),
+            "once per slice",
+        ),
+        "fact: six slices": (
+            count(fact_tt=lambda D, L, r, **_: 2 * D * r + 6 * L * r * r),
+            "twelve per block",
+        ),
+        "fact: vectors": (
+            count(fact_tt=lambda D, L, r, **_: 2 * D * r + 12 * L * r),
+            "a core is r x r",
+        ),
         "fact: no V": (count(fact_tt=lambda D, L, r, **_: D * r + 12 * L * r * r), "V is missing"),
-        "compacter: A per adapter": (count(compacter=lambda D, L, b, n, **_: 2 * L * (3 * (D + b) + n**3)), "in every adapter"),
-        "compacter: A per layer": (count(compacter=lambda D, L, b, n, **_: 2 * L * (3 * (D + b) + 2 * n**3)), "in every layer"),
-        "compacter: one A": (count(compacter=lambda D, L, b, n, **_: n * n + 6 * L * (D + b)), "n n n numbers"),
-        "compacter: no biases": (count(compacter=lambda D, L, b, n, **_: n**3 + 4 * L * (D + b)), "biases are missing"),
-        "compacter: one adapter": (count(compacter=lambda D, L, b, n, **_: n**3 + 3 * L * (D + b)), "two, after attention"),
+        "compacter: A per adapter": (
+            count(compacter=lambda D, L, b, n, **_: 2 * L * (3 * (D + b) + n**3)),
+            "in every adapter",
+        ),
+        "compacter: A per layer": (
+            count(compacter=lambda D, L, b, n, **_: 2 * L * (3 * (D + b) + 2 * n**3)),
+            "in every layer",
+        ),
+        "compacter: one A": (
+            count(compacter=lambda D, L, b, n, **_: n * n + 6 * L * (D + b)),
+            "n n n numbers",
+        ),
+        "compacter: no biases": (
+            count(compacter=lambda D, L, b, n, **_: n**3 + 4 * L * (D + b)),
+            "biases are missing",
+        ),
+        "compacter: one adapter": (
+            count(compacter=lambda D, L, b, n, **_: n**3 + 3 * L * (D + b)),
+            "two, after attention",
+        ),
         "compacter: full rank": (
-            count(compacter=lambda D, L, b, n, **_: n**3 + 2 * L * (2 * D * b // n + D + b)), "count the two vectors"),
+            count(compacter=lambda D, L, b, n, **_: n**3 + 2 * L * (2 * D * b // n + D + b)),
+            "count the two vectors",
+        ),
         "a tuple": (lambda *k: tuple(count()(*k).values()), "return \\{'lora'"),
     },
     "ssf_merge": {
@@ -480,7 +645,10 @@ WRONG: dict[str, dict[str, tuple[Any, str]]] = {
         "norm's weight as it was": (ssf_leaves_norms, "a LayerNorm(.|\n)*weight is not scaled"),
         "divides": (ssf(new_weight=lambda w, s: w / s), "divided by the scale"),
         "adds": (ssf(new_weight=lambda w, s: w + s), "added to the weight"),
-        "one plus scale": (ssf(lambda w, s: w * (1 + s), lambda b, g, s: (1 + g) * b + s), "1 \\+ scale"),
+        "one plus scale": (
+            ssf(lambda w, s: w * (1 + s), lambda b, g, s: (1 + g) * b + s),
+            "1 \\+ scale",
+        ),
         "exchanged": (ssf(swap=True), "exchanged"),
         "along the inputs": (ssf_last_dimension, "last dimension"),
         "None stays None": (ssf_keeps_none, "the shift needs a place"),
@@ -491,8 +659,14 @@ WRONG: dict[str, dict[str, tuple[Any, str]]] = {
     },
     "dylora_forward": {
         "all ranks": (dylora(lambda b, r: slice(r)), "all ranks are used"),
-        "ordinary LoRA": (dylora(lambda b, r: slice(r), lambda alpha, b, r: alpha / r, True, True), "all ranks are used"),
-        "scale of all ranks": (dylora(scale=lambda alpha, b, r: alpha / r), "depends on the ranks in use"),
+        "ordinary LoRA": (
+            dylora(lambda b, r: slice(r), lambda alpha, b, r: alpha / r, True, True),
+            "all ranks are used",
+        ),
+        "scale of all ranks": (
+            dylora(scale=lambda alpha, b, r: alpha / r),
+            "depends on the ranks in use",
+        ),
         "scale alpha": (dylora(scale=lambda alpha, b, r: alpha), "not by alpha"),
         "rank b alone": (dylora(lambda b, r: slice(b - 1, b)), "only rank b is used"),
         "one rank too few": (dylora(lambda b, r: slice(b - 1)), "off by one"),
@@ -512,20 +686,32 @@ WRONG: dict[str, dict[str, tuple[Any, str]]] = {
         "no clipping": (private(lambda n, R: 1.0), "nothing is clipped"),
         "normalises": (private(lambda n, R: R / n.clamp(min=1e-9)), "scaled to max_norm"),
         "automatic": (private(lambda n, R: R / (n + 0.01)), "automatic clipping"),
-        "turned round": (private(lambda n, R: (R / n.clamp(min=1e-9)).clamp(min=1)), "wrong ones are scaled"),
+        "turned round": (
+            private(lambda n, R: (R / n.clamp(min=1e-9)).clamp(min=1)),
+            "wrong ones are scaled",
+        ),
         "entry by entry": (private_clips_entries, "every entry is clipped"),
         "squared norm": (private(norms=lambda g: g.square().sum(1, keepdim=True)), "squared norm"),
-        "norm over the batch": (private(norms=lambda g: g.norm(dim=0, keepdim=True)), "runs over the batch"),
+        "norm over the batch": (
+            private(norms=lambda g: g.norm(dim=0, keepdim=True)),
+            "runs over the batch",
+        ),
         "throws away": (private(lambda n, R: (n <= R).float()), "thrown away"),
-        "noise after the mean": (private(spread=lambda sigma, R, B: sigma * R), "B times too large"),
+        "noise after the mean": (
+            private(spread=lambda sigma, R, B: sigma * R),
+            "B times too large",
+        ),
         "noise without norm": (private(spread=lambda sigma, R, B: sigma / B), "sigma max_norm / B"),
         "noise without both": (private(spread=lambda sigma, R, B: sigma), "grows with the norm"),
         "no sigma": (private(spread=lambda sigma, R, B: R / B), "sigma is missing"),
         "no noise": (private(spread=lambda sigma, R, B: 0.0), "noise is missing"),
-        "noise divided twice": (private(spread=lambda sigma, R, B: sigma * R / B**2), "divided by B twice"),
+        "noise divided twice": (
+            private(spread=lambda sigma, R, B: sigma * R / B**2),
+            "divided by B twice",
+        ),
         "a sum": (private(divide=False), "not divided by the number"),
         "zero over zero": (private(lambda n, R: torch.where(n <= R, n / n, R / n)), "0 / 0"),
         "its own noise": (private_own_noise, "draw noise yourself"),
         "in place": (private_in_place, "wrote into a tensor"),
     },
-}  # fmt: skip
+}

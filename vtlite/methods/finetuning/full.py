@@ -14,8 +14,9 @@ class Full(Method):
 
         theta <- theta_0 - lr * gradient
 
-    Trains all 85,798,656 parameters of ViT-B/16, and stores as many per task; at 1,000 examples it can forget more than it learns
-    (Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022, arXiv 2202.10054).
+    Trains all 85,798,656 parameters of ViT-B/16, and stores as many per task; at 1,000 examples it
+    can forget more than it learns (Kumar et al., "Fine-Tuning can Distort Pretrained Features and
+    Underperform Out-of-Distribution", ICLR 2022, arXiv 2202.10054).
     """
 
     lr = 2e-3

@@ -14,10 +14,12 @@ class GradualUnfreezing(Method):
 
         lr_l(t) = lr(t) if t >= span (L + 1 - l) / (L + 2) else 0,   t in [0, 1]: how much of the training is done
 
-    Howard, Ruder, "Universal Language Model Fine-tuning for Text Classification" (ULMFiT), ACL 2018, arXiv 1801.06146, which unfreezes
-    one layer per epoch; here the time is spread over a share of the training, so that it does not depend on depth or epochs. All
-    85,798,656 parameters of ViT-B/16 train. A learning rate of zero does the freezing: the weights stay exactly where they are, and the
-    optimiser's state is ready. It saves no time, because those gradients are computed all the same.
+    Howard, Ruder, "Universal Language Model Fine-tuning for Text Classification" (ULMFiT), ACL
+    2018, arXiv 1801.06146, which unfreezes one layer per epoch; here the time is spread over a
+    share of the training, so that it does not depend on depth or epochs. All 85,798,656 parameters
+    of ViT-B/16 train. A learning rate of zero does the freezing: the weights stay exactly where
+    they are, and the optimiser's state is ready. It saves no time, because those gradients are
+    computed all the same.
     """
 
     lr = 2e-3

@@ -15,13 +15,15 @@ from vtlite.methods.base import Backbone, Method, method
 @method("finetuning/l2_sp")
 @dataclass
 class L2SP(Method):
-    """Pull the weights towards their pre-trained values, where weight decay would pull them towards zero.
+    """Pull the weights towards their pre-trained values, where weight decay would pull them towards
+    zero.
 
         loss = CE + alpha / 2 |theta - theta_0|^2 + beta / 2 |w|^2,   w: the head
 
-    Li, Grandvalet, Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", ICML 2018, arXiv 1802.01483;
-    github.com/holyseven/TransferLearningClassification. As there, the sums run over weight matrices, not over biases and norms. All
-    85,798,656 parameters of ViT-B/16 train. Call `fit` with weight_decay=0: the penalty takes its place.
+    Li, Grandvalet, Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional
+    Networks", ICML 2018, arXiv 1802.01483; github.com/holyseven/TransferLearningClassification. As
+    there, the sums run over weight matrices, not over biases and norms. All 85,798,656 parameters
+    of ViT-B/16 train. Call `fit` with weight_decay=0: the penalty takes its place.
     """
 
     lr = 2e-3
@@ -36,10 +38,18 @@ class L2SP(Method):
 
     def attach(self, backbone: Backbone) -> None:
         backbone.requires_grad_(True)
-        self._start = {name: p.detach().clone() for name, p in backbone.named_parameters() if p.ndim >= 2}
+        self._start = {
+            name: p.detach().clone() for name, p in backbone.named_parameters() if p.ndim >= 2
+        }
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         tuned: Any = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
-        moved = [(tuned.backbone.get_parameter(name) - start.to(labels.device)).square().sum() for name, start in self._start.items()]
-        penalty = self.alpha / 2 * torch.stack(moved).sum() + self.beta / 2 * tuned.head.weight.square().sum()
+        moved = [
+            (tuned.backbone.get_parameter(name) - start.to(labels.device)).square().sum()
+            for name, start in self._start.items()
+        ]
+        penalty = (
+            self.alpha / 2 * torch.stack(moved).sum()
+            + self.beta / 2 * tuned.head.weight.square().sum()
+        )
         return F.cross_entropy(model(images), labels) + penalty

@@ -14,9 +14,10 @@ class LayerwiseDecay(Method):
 
         lr_l = lr * decay^(L + 1 - l),   l = 0: embedding,  1 ... L: blocks,  L + 1: final norm and head
 
-    Bao et al., "BEiT: BERT Pre-Training of Image Transformers", ICLR 2022, arXiv 2106.08254, and MAE, arXiv 2111.06377;
-    github.com/facebookresearch/mae (util/lr_decay.py). All 85,798,656 parameters of ViT-B/16 train. Deep models use 0.65 to 0.75; with
-    few blocks a larger value keeps the first ones alive.
+    Bao et al., "BEiT: BERT Pre-Training of Image Transformers", ICLR 2022, arXiv 2106.08254, and
+    MAE, arXiv 2111.06377; github.com/facebookresearch/mae (util/lr_decay.py). All 85,798,656
+    parameters of ViT-B/16 train. Deep models use 0.65 to 0.75; with few blocks a larger value keeps
+    the first ones alive.
     """
 
     lr = 2e-3

@@ -14,8 +14,9 @@ class Linear(Method):
 
         logits = W f(x) + b,   f frozen, W [classes, D], b [classes]
 
-    Trains nothing of the backbone. As f never changes, `fit` computes the features of the data once and trains on those
-    (the protocol of He et al., "Momentum Contrast", CVPR 2020, arXiv 1911.05722, with AdamW instead of SGD).
+    Trains nothing of the backbone. As f never changes, `fit` computes the features of the data once
+    and trains on those (the protocol of He et al., "Momentum Contrast", CVPR 2020, arXiv
+    1911.05722, with AdamW instead of SGD).
     """
 
     lr = 3e-2

@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 @method("finetuning/lp_ft")
 @dataclass
 class LPFT(Method):
-    """Fit the head on frozen features before the first step, so that its random start does not distort them.
+    """Fit the head on frozen features before the first step, so that its random start does not
+    distort them.
 
         w_1 = argmin_w CE(w^T f_{theta_0}(x), y) + |w|^2 / (2 c n),   then (theta, w) train together from (theta_0, w_1)
 
-    Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022, arXiv 2202.10054;
-    github.com/AnanyaKumar/transfer_learning. All 85,798,656 parameters of ViT-B/16 train. As there, the probe is a logistic regression
-    on features standardised by one mean and one standard deviation, folded into the head. The paper searches c; a smaller learning rate
-    than that of full fine-tuning is usually best.
+    Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform
+    Out-of-Distribution", ICLR 2022, arXiv 2202.10054; github.com/AnanyaKumar/transfer_learning. All
+    85,798,656 parameters of ViT-B/16 train. As there, the probe is a logistic regression on
+    features standardised by one mean and one standard deviation, folded into the head. The paper
+    searches c; a smaller learning rate than that of full fine-tuning is usually best.
     """
 
     lr = 2e-3

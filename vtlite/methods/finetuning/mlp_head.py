@@ -16,9 +16,10 @@ class MLPHead(Method):
 
         logits = W_out h_k,   h_i = dropout(LayerNorm(ReLU(W_i h_{i-1} + b_i))),   h_0 = features [B, D],   W_i [D, D]
 
-    The baseline MLP-k of Jia et al., "Visual Prompt Tuning", ECCV 2022, arXiv 2203.12119; github.com/KMnP/vpt. On ViT-B/16: 592,128
-    parameters per hidden layer, beside the linear head. The original has a BatchNorm where this has a LayerNorm of the same size: so a
-    batch may have one image, and no running statistics need to be stored.
+    The baseline MLP-k of Jia et al., "Visual Prompt Tuning", ECCV 2022, arXiv 2203.12119;
+    github.com/KMnP/vpt. On ViT-B/16: 592,128 parameters per hidden layer, beside the linear head.
+    The original has a BatchNorm where this has a LayerNorm of the same size: so a batch may have
+    one image, and no running statistics need to be stored.
     """
 
     lr = 3e-3
@@ -29,7 +30,9 @@ class MLPHead(Method):
     dropout: float = 0.1  # after each hidden layer, in training
 
     def __post_init__(self) -> None:
-        self.expect(isinstance(self.layers, int) and self.layers >= 1, "layers", "an integer of at least 1")
+        self.expect(
+            isinstance(self.layers, int) and self.layers >= 1, "layers", "an integer of at least 1"
+        )
         self.expect(0 <= self.dropout < 1, "dropout", "in [0, 1)")
 
     def attach(self, backbone: Backbone) -> None:

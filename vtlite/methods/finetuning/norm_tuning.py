@@ -16,9 +16,10 @@ class NormTuning(Method):
 
         y = gamma * (x - mean) / std + beta,   only gamma, beta [channels] train
 
-    Frankle, Schwab, Morcos, "Training BatchNorm and Only BatchNorm: On the Expressive Power of Random Features in CNNs", ICLR 2021,
-    arXiv 2003.00152. On ViT-B/16: 38,400 parameters in 25 LayerNorms; on ResNet-50: 53,120 in 53 BatchNorms. A BatchNorm that trains
-    goes on collecting its running mean and variance, which are saved with the delta.
+    Frankle, Schwab, Morcos, "Training BatchNorm and Only BatchNorm: On the Expressive Power of
+    Random Features in CNNs", ICLR 2021, arXiv 2003.00152. On ViT-B/16: 38,400 parameters in 25
+    LayerNorms; on ResNet-50: 53,120 in 53 BatchNorms. A BatchNorm that trains goes on collecting
+    its running mean and variance, which are saved with the delta.
     """
 
     lr = 3e-2

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 @method("finetuning/wise_ft")
 @dataclass
 class WiSEFT(Method):
-    """Fine-tune from a linear probe, then go back part of the way in a straight line through the weights.
+    """Fine-tune from a linear probe, then go back part of the way in a straight line through the
+    weights.
 
         theta = (1 - alpha) theta_probe + alpha theta_tuned,   for every parameter, the head included
 
-    Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, arXiv 2109.01903; github.com/mlfoundations/wise-ft. There,
-    theta_probe is CLIP with a head made of text; without text, the probed model takes its place. All 85,798,656 parameters of ViT-B/16
-    train, and the average costs nothing at inference.
+    Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, arXiv 2109.01903;
+    github.com/mlfoundations/wise-ft. There, theta_probe is CLIP with a head made of text; without
+    text, the probed model takes its place. All 85,798,656 parameters of ViT-B/16 train, and the
+    average costs nothing at inference.
     """
 
     lr = 2e-3
@@ -45,7 +47,9 @@ class WiSEFT(Method):
         from vtlite.training import fit_head
 
         fit_head(model, train, self.c)
-        self._probed = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self._probed = {
+            name: tensor.detach().clone() for name, tensor in model.state_dict().items()
+        }
 
     @torch.no_grad()
     def finish(self, model: Tuned) -> None:

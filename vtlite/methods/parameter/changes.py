@@ -1,6 +1,8 @@
-"""What the methods share that look at the training data before they decide what to change (DLDR, GPS, SPT).
+"""What the methods share that look at the training data before they decide what to change (DLDR,
+GPS, SPT).
 
-Where a change lies, they keep in buffers, beside the numbers that train: so it is in the delta, and an interrupted `fit` takes it back.
+Where a change lies, they keep in buffers, beside the numbers that train: so it is in the delta, and
+an interrupted `fit` takes it back.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 
 
 class ChangedModule(nn.Module):
-    """A frozen module that computes with p + change in the place of some of its own parameters. A subclass says which and how much."""
+    """A frozen module that computes with p + change in the place of some of its own parameters. A
+    subclass says which and how much."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
@@ -31,7 +34,11 @@ class ChangedModule(nn.Module):
         raise NotImplementedError
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return functional_call(self.base, {name: getattr(self.base, name) + change for name, change in self.changes().items()}, inputs)
+        return functional_call(
+            self.base,
+            {name: getattr(self.base, name) + change for name, change in self.changes().items()},
+            inputs,
+        )
 
     def merged(self) -> nn.Module:
         """The plain module with p <- p + change."""
@@ -41,9 +48,12 @@ class ChangedModule(nn.Module):
 
 
 def change_modules(backbone: Backbone, make: Callable[[str, nn.Module], nn.Module | None]) -> None:
-    """Replace every module but the backbone itself by `make(name, module)`, called from input to output, where that is not None."""
+    """Replace every module but the backbone itself by `make(name, module)`, called from input to
+    output, where that is not None."""
     made = [(name, make(name, module)) for name, module in list(backbone.named_modules()) if name]
-    for name, module in reversed(made):  # a module may hold others: the inner ones are replaced before its name leads elsewhere
+    for name, module in reversed(
+        made
+    ):  # a module may hold others: the inner ones are replaced before its name leads elsewhere
         parent, _, last = name.rpartition(".")
         if module is not None:
             setattr(backbone.get_submodule(parent), last, module)
@@ -51,12 +61,21 @@ def change_modules(backbone: Backbone, make: Callable[[str, nn.Module], nn.Modul
 
 @torch.no_grad()
 def has_learnt(model: Tuned) -> bool:
-    """Whether any change is different from zero. A choice is made only before: what was learnt for one place means nothing in another."""
-    return any(bool(change.any()) for m in model.modules() if isinstance(m, ChangedModule) for change in m.changes().values())
+    """Whether any change is different from zero. A choice is made only before: what was learnt for
+    one place means nothing in another."""
+    return any(
+        bool(change.any())
+        for m in model.modules()
+        if isinstance(m, ChangedModule)
+        for change in m.changes().values()
+    )
 
 
-def shuffled_batches(model: Tuned, train: Dataset[Any], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of images [B, C, S, S] and labels [B] where the model lives. Raises `VTError` for labels out of range."""
+def shuffled_batches(
+    model: Tuned, train: Dataset[Any], batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch of images [B, C, S, S] and labels [B] where the model lives. Raises `VTError` for
+    labels out of range."""
     from vtlite.training import check_labels
 
     device = next(model.parameters()).device

@@ -1,6 +1,8 @@
-"""What the methods of parameter tuning share: a frozen linear layer, some rows of which get a learned update.
+"""What the methods of parameter tuning share: a frozen linear layer, some rows of which get a
+learned update.
 
-Letters: K inputs and N outputs of the layer, G updates side by side (those of q and v in a fused qkv are two), R rank.
+Letters: K inputs and N outputs of the layer, G updates side by side (those of q and v in a fused
+qkv are two), R rank.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ from vtlite.storage import VTError
 
 
 class UpdatedLinear(nn.Module):
-    """A frozen linear layer plus an update of some of its equal groups of output rows: x [..., K] -> y [..., N].
+    """A frozen linear layer plus an update of some of its equal groups of output rows: x [..., K]
+    -> y [..., N].
 
-    `groups` says which groups have one: (True,) is the whole layer, (True, False, True) the queries and values of a fused qkv.
-    A subclass says what the update is, once for the forward pass (`update`) and once as a matrix for merging (`delta`).
+    `groups` says which groups have one: (True,) is the whole layer, (True, False, True) the queries
+    and values of a fused qkv. A subclass says what the update is, once for the forward pass
+    (`update`) and once as a matrix for merging (`delta`).
     """
 
     def __init__(self, base: nn.Linear, groups: Sequence[bool] = (True,)) -> None:
@@ -39,7 +43,9 @@ class UpdatedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
         for group, start in enumerate(self.starts):
-            y[..., start : start + self.rows].add_(self.update(x, group))  # `+=` would also copy the slice onto itself
+            y[..., start : start + self.rows].add_(
+                self.update(x, group)
+            )  # `+=` would also copy the slice onto itself
         return y
 
     def merged(self) -> nn.Linear:
@@ -50,7 +56,8 @@ class UpdatedLinear(nn.Module):
 
 
 class LowRankLinear(UpdatedLinear):
-    """An update of low rank, W <- W + scale B_g A_g in each group. A subclass says what the factors are made of."""
+    """An update of low rank, W <- W + scale B_g A_g in each group. A subclass says what the factors
+    are made of."""
 
     def __init__(self, base: nn.Linear, scale: float, groups: Sequence[bool] = (True,)) -> None:
         super().__init__(base, groups)
@@ -61,7 +68,9 @@ class LowRankLinear(UpdatedLinear):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return lora_linear(x, self.base.weight, self.base.bias, *self.factors(), self.scale, self.starts)
+        return lora_linear(
+            x, self.base.weight, self.base.bias, *self.factors(), self.scale, self.starts
+        )
 
     def delta(self, group: int) -> Tensor:
         A, B = (factor.chunk(len(self.starts))[group] for factor in self.factors())
@@ -69,12 +78,16 @@ class LowRankLinear(UpdatedLinear):
 
 
 class SlicedLinear(LowRankLinear):
-    """A linear layer cut into D x D slices, x_s -> x_s U core_s V: U [D, R] and V [R, D] are shared by all layers (FacT, Aurora).
+    """A linear layer cut into D x D slices, x_s -> x_s U core_s V: U [D, R] and V [R, D] are shared
+    by all layers (FacT, Aurora).
 
-    The slices lie side by side in the output (3 of qkv, 1 of proj, 4 of fc1) or in the input (4 of fc2). A subclass says what the cores are.
+    The slices lie side by side in the output (3 of qkv, 1 of proj, 4 of fc1) or in the input (4 of
+    fc2). A subclass says what the cores are.
     """
 
-    def __init__(self, base: nn.Linear, slices: int, U: nn.Parameter, V: nn.Parameter, scale: float) -> None:
+    def __init__(
+        self, base: nn.Linear, slices: int, U: nn.Parameter, V: nn.Parameter, scale: float
+    ) -> None:
         super().__init__(base, scale)
         self.slices, self.U, self.V = slices, U, V
 
@@ -83,29 +96,44 @@ class SlicedLinear(LowRankLinear):
         raise NotImplementedError
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        if self.base.in_features > self.base.out_features:  # fc2: the slices are summed, and share the one V
+        if (
+            self.base.in_features > self.base.out_features
+        ):  # fc2: the slices are summed, and share the one V
             return (self.U @ self.cores()).flatten(0, 1).mT, self.V.mT  # [R, S D], [D, R]
         return self.U.mT, (self.cores() @ self.V).mT.flatten(0, 1)  # [R, D], [S D, R]
 
 
 def qkv_groups(layer: str, targets: str) -> tuple[bool, ...]:
-    """Which thirds of the layer called `layer` get an update: of a fused qkv those in `targets`, of any other layer the whole."""
+    """Which thirds of the layer called `layer` get an update: of a fused qkv those in `targets`, of
+    any other layer the whole."""
     return tuple(letter in targets for letter in "qkv") if layer == "qkv" and targets else (True,)
 
 
 def check_rank(method: str, rank: int, rows: int, columns: int) -> None:
     """Raise `VTError` where a matrix [rows, columns] has no room for `rank`."""
     if rank > min(rows, columns):
-        raise VTError(f"{method}: expected rank at most {min(rows, columns)} for a {rows} x {columns} matrix, found {rank}; lower it")
+        raise VTError(
+            f"{method}: expected rank at most {min(rows, columns)} for a {rows} x {columns} matrix, found {rank}; lower it"
+        )
 
 
-def replace_layers(backbone: Backbone, method: str, names: Sequence[str], make: Callable[[nn.Module, str], nn.Module]) -> None:
-    """Replace each layer in the backbone's blocks or stages whose last name is in `names` by `make(layer, last name)`.
+def replace_layers(
+    backbone: Backbone,
+    method: str,
+    names: Sequence[str],
+    make: Callable[[nn.Module, str], nn.Module],
+) -> None:
+    """Replace each layer in the backbone's blocks or stages whose last name is in `names` by
+    `make(layer, last name)`.
 
     Raises `VTError` where there is none.
     """
     inside = tuple(f"{stage}." for stage in stage_names(backbone))
-    found = [name for name, _ in backbone.named_modules() if name.startswith(inside) and name.rpartition(".")[2] in names]
+    found = [
+        name
+        for name, _ in backbone.named_modules()
+        if name.startswith(inside) and name.rpartition(".")[2] in names
+    ]
     if not found:
         raise VTError(
             f"{method}: expected a backbone with layers named {' or '.join(names)} in its blocks, found {type(backbone).__name__} without; "
@@ -117,11 +145,16 @@ def replace_layers(backbone: Backbone, method: str, names: Sequence[str], make: 
 
 
 def replace_slices(
-    backbone: Backbone, method: str, rank: int, make: Callable[[nn.Linear, int, nn.Parameter, nn.Parameter], SlicedLinear]
+    backbone: Backbone,
+    method: str,
+    rank: int,
+    make: Callable[[nn.Linear, int, nn.Parameter, nn.Parameter], SlicedLinear],
 ) -> None:
-    """Replace qkv, proj, fc1 and fc2 in all blocks of a ViT by `make(layer, slices, U, V)` with one U [D, rank] and V [rank, D] for all.
+    """Replace qkv, proj, fc1 and fc2 in all blocks of a ViT by `make(layer, slices, U, V)` with one
+    U [D, rank] and V [rank, D] for all.
 
-    U starts as an nn.Linear, V at zero. Raises `VTError` for a backbone with other widths in other blocks.
+    U starts as an nn.Linear, V at zero. Raises `VTError` for a backbone with other widths in other
+    blocks.
     """
     D = attention_blocks(backbone, method, plain=True)[0].attn.qkv.in_features
     U = nn.Parameter(torch.empty(D, rank).uniform_(-(D**-0.5), D**-0.5))

@@ -13,9 +13,19 @@ from vtlite.ops.adapter import adapter
 
 
 class AdaptMLP(nn.Module):
-    """The frozen second half of a pre-norm block (norm, MLP, its gain), and a bottleneck beside it: tokens [..., D] -> [..., D]."""
+    """The frozen second half of a pre-norm block (norm, MLP, its gain), and a bottleneck beside it:
+    tokens [..., D] -> [..., D]."""
 
-    def __init__(self, norm: nn.Module, mlp: nn.Module, gain: nn.Module, dim: int, bottleneck: int, scale: float, dropout: float) -> None:
+    def __init__(
+        self,
+        norm: nn.Module,
+        mlp: nn.Module,
+        gain: nn.Module,
+        dim: int,
+        bottleneck: int,
+        scale: float,
+        dropout: float,
+    ) -> None:
         super().__init__()
         self.norm, self.mlp, self.gain, self.scale, self.dropout = norm, mlp, gain, scale, dropout
         self.down = nn.Linear(dim, bottleneck)
@@ -28,7 +38,9 @@ class AdaptMLP(nn.Module):
         beside = self.gain(self.mlp(self.norm(x)))
         weights = self.down.weight, self.up.weight, self.down.bias, self.up.bias
         dropout = self.dropout if self.training else 0.0
-        return adapter(x, *weights, residual=beside, scale=self.scale, activation="relu", dropout=dropout)  # from x before its norm
+        return adapter(
+            x, *weights, residual=beside, scale=self.scale, activation="relu", dropout=dropout
+        )  # from x before its norm
 
 
 @method("adapter/parallel/adaptformer")
@@ -38,10 +50,11 @@ class AdaptFormer(Method):
 
         x' = x + attention(LN(x));   y = x' + MLP(LN(x')) + s * (ReLU(x' D^T + d) U^T + u),   D [bottleneck, dim], U [dim, bottleneck]
 
-    U, d, u start at zero, so training starts from the backbone. Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable
-    Visual Recognition", NeurIPS 2022, arXiv 2205.13535; github.com/ShoufaChen/AdaptFormer. On ViT-B/16: 1,189,632 parameters with
-    bottleneck 64, 156,768 with 8. The paper's figure puts a norm before D; the authors' code, which they call right, has none, as here.
-    The original's head has a batch norm; here every method has the same linear head.
+    U, d, u start at zero, so training starts from the backbone. Chen et al., "AdaptFormer: Adapting
+    Vision Transformers for Scalable Visual Recognition", NeurIPS 2022, arXiv 2205.13535;
+    github.com/ShoufaChen/AdaptFormer. On ViT-B/16: 1,189,632 parameters with bottleneck 64, 156,768
+    with 8. The paper's figure puts a norm before D; the authors' code, which they call right, has
+    none, as here. The original's head has a batch norm; here every method has the same linear head.
     """
 
     unmergeable = "its bottleneck has a ReLU inside, so it is no linear change of the weights"
@@ -51,12 +64,19 @@ class AdaptFormer(Method):
     dropout: float = 0.1  # after the ReLU, in training
 
     def __post_init__(self) -> None:
-        self.expect(isinstance(self.bottleneck, int) and self.bottleneck >= 1, "bottleneck", "an integer of at least 1")
+        self.expect(
+            isinstance(self.bottleneck, int) and self.bottleneck >= 1,
+            "bottleneck",
+            "an integer of at least 1",
+        )
         self.expect(0 <= self.dropout < 1, "dropout", "in [0, 1)")
 
     def attach(self, backbone: Backbone) -> None:
         for block in attention_blocks(backbone, "adaptformer"):
-            # The block computes x + ls2(mlp(norm2(x))): the new module takes all three parts, so that it sees x before the norm.
+            # The block computes x + ls2(mlp(norm2(x))): the new module takes all three parts, so
+            # that it sees x before the norm.
             gain, dim = getattr(block, "ls2", nn.Identity()), block.mlp.fc2.out_features
-            block.mlp = AdaptMLP(block.norm2, block.mlp, gain, dim, self.bottleneck, self.scale, self.dropout)
+            block.mlp = AdaptMLP(
+                block.norm2, block.mlp, gain, dim, self.bottleneck, self.scale, self.dropout
+            )
             block.norm2 = block.ls2 = nn.Identity()

@@ -1,4 +1,5 @@
-"""AdapterBias: one learned vector per block, added to each token by as much as the token asks for."""
+"""AdapterBias: one learned vector per block, added to each token by as much as the token asks
+for."""
 
 from __future__ import annotations
 
@@ -12,12 +13,15 @@ from vtlite.methods.base import Backbone, Method, method
 
 
 class AdapterBiasLinear(nn.Module):
-    """A frozen linear layer, and beside it a vector v with a weight per token: u [..., K] -> [..., N]."""
+    """A frozen linear layer, and beside it a vector v with a weight per token: u [..., K] -> [...,
+    N]."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base = base
-        self.alpha = nn.Linear(base.in_features, 1)  # random, while v is zero: with both at zero no gradient would ever flow
+        self.alpha = nn.Linear(
+            base.in_features, 1
+        )  # random, while v is zero: with both at zero no gradient would ever flow
         self.vector = nn.Parameter(torch.zeros(base.out_features))
 
     def forward(self, u: Tensor) -> Tensor:
@@ -33,14 +37,17 @@ class AdapterBiasLinear(nn.Module):
 @method("parameter/bias/adapterbias")
 @dataclass
 class AdapterBias(Method):
-    """Shift the output of each MLP by a learned vector, weighted for each token by a linear function of its hidden units.
+    """Shift the output of each MLP by a learned vector, weighted for each token by a linear
+    function of its hidden units.
 
         y = W_0 u + b + (w^T u + c) v,   u [hidden], w [hidden], c scalar, v [dim]
 
-    v starts at zero, so training starts from the backbone. Fu, Chen, Lee, Lee, "AdapterBias: Parameter-efficient Token-dependent
-    Representation Shift for Adapters in NLP Tasks", Findings of NAACL 2022, arXiv 2205.00305; github.com/Allen0307/AdapterBias.
-    On ViT-B/16: 46,092 parameters, or 64,524 with the norms before the MLPs, which stand for those that the original trains after BERT's.
-    The paper speaks of a bias for each token; as the weight is linear in u, it is an update of W of rank 1, W_0 + v w^T, and merges.
+    v starts at zero, so training starts from the backbone. Fu, Chen, Lee, Lee, "AdapterBias:
+    Parameter-efficient Token-dependent Representation Shift for Adapters in NLP Tasks", Findings of
+    NAACL 2022, arXiv 2205.00305; github.com/Allen0307/AdapterBias. On ViT-B/16: 46,092 parameters,
+    or 64,524 with the norms before the MLPs, which stand for those that the original trains after
+    BERT's. The paper speaks of a bias for each token; as the weight is linear in u, it is an update
+    of W of rank 1, W_0 + v w^T, and merges.
     """
 
     lr = 1e-1

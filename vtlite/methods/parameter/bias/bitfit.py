@@ -17,13 +17,17 @@ THIRDS = ("query", "key", "value")
 
 
 class SplitBias(nn.Module):
-    """A linear layer with its bias in equal parts, so that some can train and others not: x [..., K] -> [..., N]."""
+    """A linear layer with its bias in equal parts, so that some can train and others not: x [...,
+    K] -> [..., N]."""
 
     def __init__(self, base: nn.Linear, trains: Sequence[bool]) -> None:
         super().__init__()
         self.base = base
         parts = base.bias.detach().chunk(len(trains))
-        self.parts = nn.ParameterList(nn.Parameter(part.clone(), requires_grad=on) for part, on in zip(parts, trains, strict=True))
+        self.parts = nn.ParameterList(
+            nn.Parameter(part.clone(), requires_grad=on)
+            for part, on in zip(parts, trains, strict=True)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.base.weight, torch.cat(list(self.parts)))
@@ -41,22 +45,33 @@ class BitFit(Method):
 
         y = W_0 x + b,   only b trains
 
-    Ben Zaken, Goldberg, Ravfogel, "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models",
-    ACL 2022, arXiv 2106.10199; github.com/benzakenelad/BitFit. On ViT-B/16: 102,912 parameters; 46,080 with the paper's two terms,
-    `subset=("query", "fc1")`. A subset is one of layers inside the blocks: the patch embedding and the final norm are then frozen.
-    The key bias of an attention layer shifts all scores of a query alike, so the softmax cancels it: it trains in name only.
-    The original has no learning-rate schedule; here every method shares the one of `fit`, and biases have no weight decay.
+    Ben Zaken, Goldberg, Ravfogel, "BitFit: Simple Parameter-efficient Fine-tuning for
+    Transformer-based Masked Language-models", ACL 2022, arXiv 2106.10199;
+    github.com/benzakenelad/BitFit. On ViT-B/16: 102,912 parameters; 46,080 with the paper's two
+    terms, `subset=("query", "fc1")`. A subset is one of layers inside the blocks: the patch
+    embedding and the final norm are then frozen. The key bias of an attention layer shifts all
+    scores of a query alike, so the softmax cancels it: it trains in name only. The original has no
+    learning-rate schedule; here every method shares the one of `fit`, and biases have no weight
+    decay.
     """
 
     lr = 3e-2
 
-    subset: tuple[str, ...] = ()  # layers whose bias trains, by the last part of their names, or query, key, value; empty: every bias
+    subset: tuple[
+        str, ...
+    ] = ()  # layers whose bias trains, by the last part of their names, or query, key, value; empty: every bias
 
     def __post_init__(self) -> None:
-        self.expect(not isinstance(self.subset, str), "subset", 'a tuple of names, as in ("query", "fc1")')
+        self.expect(
+            not isinstance(self.subset, str), "subset", 'a tuple of names, as in ("query", "fc1")'
+        )
 
     def attach(self, backbone: Backbone) -> None:
-        biases = [name.removesuffix(".bias") for name, _ in backbone.named_parameters() if name.endswith(".bias")]
+        biases = [
+            name.removesuffix(".bias")
+            for name, _ in backbone.named_parameters()
+            if name.endswith(".bias")
+        ]
         if self.subset:
             inside = tuple(f"{stage}." for stage in stage_names(backbone))
             biases = [name for name in biases if name.startswith(inside)]

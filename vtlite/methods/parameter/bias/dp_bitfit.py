@@ -14,7 +14,8 @@ from vtlite.storage import VTError
 
 
 class BiasPerImage(nn.Module):
-    """A layer or norm whose bias trains. While `shifts` is set, each image has a shift of its own: zeros [B, channels], for their gradients."""
+    """A layer or norm whose bias trains. While `shifts` is set, each image has a shift of its own:
+    zeros [B, channels], for their gradients."""
 
     def __init__(self, layer: nn.Linear | nn.LayerNorm | nn.Conv2d) -> None:
         super().__init__()
@@ -30,9 +31,15 @@ class BiasPerImage(nn.Module):
         y = self.layer(x)
         if self.shifts is None:
             return y
-        rows = self.shifts.repeat_interleave(len(y) // len(self.shifts), dim=0)  # Swin has several windows per image, one after another
+        rows = self.shifts.repeat_interleave(
+            len(y) // len(self.shifts), dim=0
+        )  # Swin has several windows per image, one after another
         inner = [1] * (y.ndim - 2)
-        return y + rows.view(len(y), -1, *inner) if isinstance(self.layer, nn.Conv2d) else y + rows.view(len(y), *inner, -1)
+        return (
+            y + rows.view(len(y), -1, *inner)
+            if isinstance(self.layer, nn.Conv2d)
+            else y + rows.view(len(y), *inner, -1)
+        )
 
     def merged(self) -> nn.Module:
         return self.layer
@@ -41,26 +48,31 @@ class BiasPerImage(nn.Module):
 @method("parameter/bias/dp_bitfit")
 @dataclass
 class DPBitFit(Method):
-    """Train the biases on gradients that are clipped for each image and then noised, so that no single image can be told from the result.
+    """Train the biases on gradients that are clipped for each image and then noised, so that no
+    single image can be told from the result.
 
         g = (sum_i C_i g_i + sigma R z) / B,   z ~ N(0, I),   C_i = R / (|g_i| + 0.01) or min(1, R / |g_i|)
 
-    g_i is the gradient of image i over all that trains: the biases, and the head with its weight. Only g reaches the optimiser.
-    Bu, Wang, Zha, Karypis, "Differentially Private Bias-Term Fine-tuning of Foundation Models", ICML 2024, arXiv 2210.00036;
-    github.com/awslabs/fast-differential-privacy. On ViT-B/16: 102,912 parameters, as BitFit. A bias needs no activations for g_i: the
-    gradient of the layer's output, summed over the image's tokens, is what autograd gives to a shift per image.
-    What epsilon a `noise_multiplier` buys, and what noise an epsilon needs, is told by `epsilon` and `noise_multiplier_for` in
-    vtlite/methods/parameter/bias/accountant.py. They assume that every step draws each image with the same probability; `fit` shuffles
-    instead, as most published code does. The guarantee covers neither the loss that `fit` reports, nor settings chosen on the same images,
-    nor noise whose seed is known. The original trains the head's weight in a first phase together with all others, here it trains along.
-    Batch norm mixes the images of a batch, so backbones with it are refused.
+    g_i is the gradient of image i over all that trains: the biases, and the head with its weight.
+    Only g reaches the optimiser. Bu, Wang, Zha, Karypis, "Differentially Private Bias-Term
+    Fine-tuning of Foundation Models", ICML 2024, arXiv 2210.00036;
+    github.com/awslabs/fast-differential-privacy. On ViT-B/16: 102,912 parameters, as BitFit. A bias
+    needs no activations for g_i: the gradient of the layer's output, summed over the image's
+    tokens, is what autograd gives to a shift per image. What epsilon a `noise_multiplier` buys, and
+    what noise an epsilon needs, is told by `epsilon` and `noise_multiplier_for` in
+    vtlite/methods/parameter/bias/accountant.py. They assume that every step draws each image with
+    the same probability; `fit` shuffles instead, as most published code does. The guarantee covers
+    neither the loss that `fit` reports, nor settings chosen on the same images, nor noise whose
+    seed is known. The original trains the head's weight in a first phase together with all others,
+    here it trains along. Batch norm mixes the images of a batch, so backbones with it are refused.
     """
 
     lr = 3e-2
 
     noise_multiplier: float = 1.0  # sigma, the spread of the noise in units of max_norm
     max_norm: float = 1.0  # R, the most that one image adds to the sum of gradients
-    clipping: str = "automatic"  # "automatic" scales every image's gradient to about R, "abadi" only those above it
+    # "automatic" scales every image's gradient to about R, "abadi" only those above it
+    clipping: str = "automatic"
 
     def __post_init__(self) -> None:
         self.expect(self.noise_multiplier >= 0, "noise_multiplier", "of at least 0")
@@ -81,7 +93,9 @@ class DPBitFit(Method):
     def backward(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         tuned: Any = model
         layers = [module for module in model.modules() if isinstance(module, BiasPerImage)]
-        shifts = [layer.bias.new_zeros(len(images), len(layer.bias)).requires_grad_() for layer in layers]
+        shifts = [
+            layer.bias.new_zeros(len(images), len(layer.bias)).requires_grad_() for layer in layers
+        ]
         try:
             for layer, shift in zip(layers, shifts, strict=True):
                 layer.shifts = shift
@@ -91,21 +105,37 @@ class DPBitFit(Method):
                 layer.shifts = None
         logits = tuned.head(features)  # [B, C]
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        *by_bias, by_logits = torch.autograd.grad(loss, [*shifts, logits])  # [B, channels] each, [B, C]: image i's is in row i
+        *by_bias, by_logits = torch.autograd.grad(
+            loss, [*shifts, logits]
+        )  # [B, channels] each, [B, C]: image i's is in row i
         with torch.no_grad():
-            # The gradient of the head's weight is by_logits[i] times features[i] for image i, so its norm is a product of two.
+            # The gradient of the head's weight is by_logits[i] times features[i] for image i, so
+            # its norm is a product of two.
             squares = [g.square().sum(dim=1) for g in by_bias]
             squares.append(by_logits.square().sum(dim=1) * (1 + features.square().sum(dim=1)))
             factors = self.clip(torch.stack(squares).sum(dim=0).sqrt())  # [B]
-            self.release(tuned.head.weight, (factors[:, None] * by_logits).T @ features, len(images))
-            for bias, g in zip([tuned.head.bias, *(layer.bias for layer in layers)], [by_logits, *by_bias], strict=True):
+            self.release(
+                tuned.head.weight, (factors[:, None] * by_logits).T @ features, len(images)
+            )
+            for bias, g in zip(
+                [tuned.head.bias, *(layer.bias for layer in layers)],
+                [by_logits, *by_bias],
+                strict=True,
+            ):
                 self.release(bias, factors @ g, len(images))
         return loss.detach() / len(images)
 
     def clip(self, norms: Tensor) -> Tensor:
         """The factors C_i that bring gradients of these norms to at most max_norm: [B] -> [B]."""
-        return self.max_norm / (norms + 0.01) if self.clipping == "automatic" else (self.max_norm / norms).clamp(max=1)
+        return (
+            self.max_norm / (norms + 0.01)
+            if self.clipping == "automatic"
+            else (self.max_norm / norms).clamp(max=1)
+        )
 
     def release(self, parameter: Tensor, total: Tensor, count: int) -> None:
-        """The private gradient of one parameter from the clipped sum over `count` images; it replaces any gradient that was there."""
-        parameter.grad = (total + self.noise_multiplier * self.max_norm * torch.randn_like(total)) / count
+        """The private gradient of one parameter from the clipped sum over `count` images; it
+        replaces any gradient that was there."""
+        parameter.grad = (
+            total + self.noise_multiplier * self.max_norm * torch.randn_like(total)
+        ) / count

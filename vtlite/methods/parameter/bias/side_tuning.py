@@ -13,7 +13,8 @@ from vtlite.methods.base import Backbone, Method, method
 
 
 class SideTuned(nn.Module):
-    """A frozen backbone and a trainable network beside it, blended: images [B, C, S, S] -> features [B, D]."""
+    """A frozen backbone and a trainable network beside it, blended: images [B, C, S, S] -> features
+    [B, D]."""
 
     def __init__(self, base: Backbone, side: nn.Module) -> None:
         super().__init__()
@@ -32,7 +33,9 @@ class SideTuned(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> the blend of both networks' pooled features [B, D]."""
         weight = self.alpha.sigmoid()
-        return weight * self.base(images) + (1 - weight) * self.side(images)  # in the frozen base autograd has nothing to keep
+        return weight * self.base(images) + (1 - weight) * self.side(
+            images
+        )  # in the frozen base autograd has nothing to keep
 
     def forward_head(self, features: Tensor, pre_logits: bool = True) -> Tensor:
         return features  # they are pooled already
@@ -41,16 +44,20 @@ class SideTuned(nn.Module):
 @method("parameter/bias/side_tuning")
 @dataclass
 class SideTuning(Method):
-    """Blend the features of the frozen backbone with those of a small network that trains beside it.
+    """Blend the features of the frozen backbone with those of a small network that trains beside
+    it.
 
         R(x) = sigmoid(a) B(x) + (1 - sigmoid(a)) S(x),   B, S: images -> features [dim], a scalar
 
-    a starts at zero: half of each. Zhang, Sax, Zamir, Guibas, Malik, "Side-Tuning: A Baseline for Network Adaptation via Additive Side
-    Networks", ECCV 2020, arXiv 1912.13503; github.com/jozhang97/side-tuning. The paper finds a side network copied or distilled from the
-    base better than a random one, so S is `depth` of the backbone's blocks, evenly spaced, with its embedding and norm: 14,919,937
-    parameters on ViT-B/16. With side="alexnet", as in VPT's baseline, it is torchvision's AlexNet without its classifier and a linear
-    layer to the width: 9,547,585 parameters; it starts from random values, where VPT's comes trained on ImageNet (load such values into
-    `model.backbone.side[0]`). The paper also anneals a by a fixed schedule instead of learning it, not done here.
+    a starts at zero: half of each. Zhang, Sax, Zamir, Guibas, Malik, "Side-Tuning: A Baseline for
+    Network Adaptation via Additive Side Networks", ECCV 2020, arXiv 1912.13503;
+    github.com/jozhang97/side-tuning. The paper finds a side network copied or distilled from the
+    base better than a random one, so S is `depth` of the backbone's blocks, evenly spaced, with its
+    embedding and norm: 14,919,937 parameters on ViT-B/16. With side="alexnet", as in VPT's
+    baseline, it is torchvision's AlexNet without its classifier and a linear layer to the width:
+    9,547,585 parameters; it starts from random values, where VPT's comes trained on ImageNet (load
+    such values into `model.backbone.side[0]`). The paper also anneals a by a fixed schedule instead
+    of learning it, not done here.
     """
 
     lr = 6e-3
@@ -58,12 +65,15 @@ class SideTuning(Method):
     identity = "half of the first features come from the side network"
     unmergeable = "its side network stays a second network beside the backbone"
 
-    side: str = "blocks"  # the network S: "blocks" of the backbone itself, or "alexnet" (images of at least 63 x 63)
+    # the network S: "blocks" of the backbone itself, or "alexnet" (images of at least 63 x 63)
+    side: str = "blocks"
     depth: int = 2  # how many blocks are copied
 
     def __post_init__(self) -> None:
         self.expect(self.side in ("blocks", "alexnet"), "side", '"blocks" or "alexnet"')
-        self.expect(isinstance(self.depth, int) and self.depth >= 1, "depth", "an integer of at least 1")
+        self.expect(
+            isinstance(self.depth, int) and self.depth >= 1, "depth", "an integer of at least 1"
+        )
 
     def attach(self, backbone: Backbone) -> nn.Module:
         attention_blocks(backbone, "side_tuning", plain=True)
@@ -71,13 +81,22 @@ class SideTuning(Method):
         if self.side == "alexnet":
             from torchvision.models import alexnet
 
-            channels, size = backbone.patch_embed.proj.in_channels, min(backbone.patch_embed.img_size)
-            self.expect(channels == 3 and size >= 63, "side", f'"blocks" for images [{channels}, {size}, {size}]')
+            channels, size = (
+                backbone.patch_embed.proj.in_channels,
+                min(backbone.patch_embed.img_size),
+            )
+            self.expect(
+                channels == 3 and size >= 63,
+                "side",
+                f'"blocks" for images [{channels}, {size}, {size}]',
+            )
             network = alexnet()
             project = nn.Linear(256 * 6 * 6, backbone.num_features, bias=False)
             side = nn.Sequential(network.features, network.avgpool, nn.Flatten(), project)
         else:
             total = len(backbone.blocks)
-            self.expect(self.depth <= total, "depth", f"of at most {total}, the backbone's number of blocks")
+            self.expect(
+                self.depth <= total, "depth", f"of at most {total}, the backbone's number of blocks"
+            )
             side = with_fewer_blocks(backbone, self.depth)
         return SideTuned(backbone, side.requires_grad_(True))

@@ -10,7 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtlite.methods.base import Backbone, Method, method
-from vtlite.methods.parameter.changes import ChangedModule, change_modules, has_learnt, shuffled_batches
+from vtlite.methods.parameter.changes import (
+    ChangedModule,
+    change_modules,
+    has_learnt,
+    shuffled_batches,
+)
 from vtlite.storage import VTError
 
 if TYPE_CHECKING:
@@ -20,16 +25,21 @@ if TYPE_CHECKING:
 
 
 class SparseModule(ChangedModule):
-    """A linear layer or convolution in each row of whose weight, read as a matrix [rows, inputs], k entries change."""
+    """A linear layer or convolution in each row of whose weight, read as a matrix [rows, inputs], k
+    entries change."""
 
     places: Tensor
 
     def __init__(self, base: nn.Linear | nn.Conv2d, k: int) -> None:
         super().__init__(base)
         if k > base.weight[0].numel():
-            raise VTError(f"gps: expected k of at most {base.weight[0].numel()}, the fewest inputs of a neuron, found {k}; lower it")
+            raise VTError(
+                f"gps: expected k of at most {base.weight[0].numel()}, the fewest inputs of a neuron, found {k}; lower it"
+            )
         self.values = nn.Parameter(torch.zeros(len(base.weight), k))
-        self.register_buffer("places", torch.zeros(len(base.weight), k, dtype=torch.int32))  # the column of each value
+        self.register_buffer(
+            "places", torch.zeros(len(base.weight), k, dtype=torch.int32)
+        )  # the column of each value
         self.choose(base.weight)
 
     @torch.no_grad()
@@ -39,19 +49,28 @@ class SparseModule(ChangedModule):
 
     def changes(self) -> dict[str, Tensor]:
         weight = self.base.weight
-        return {"weight": torch.zeros_like(weight).flatten(1).scatter(1, self.places.long(), self.values).view_as(weight)}
+        return {
+            "weight": torch.zeros_like(weight)
+            .flatten(1)
+            .scatter(1, self.places.long(), self.values)
+            .view_as(weight)
+        }
 
 
 def contrastive_loss(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Supervised contrastive loss: features [B, D], labels [B] -> scalar, the mean over the images that share their class with another.
+    """Supervised contrastive loss: features [B, D], labels [B] -> scalar, the mean over the images
+    that share their class with another.
 
         loss_i = - mean over p of  log( exp(z_i z_p / T) / sum_{a != i} exp(z_i z_a / T) ),   z = features / |features|, p: of i's class
 
-    Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, arXiv 2004.11362. Zero where no two images share a class.
+    Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, arXiv 2004.11362. Zero where no
+    two images share a class.
     """
     z = F.normalize(features, dim=1)
     self_pairs = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    logits = (z @ z.mT / temperature).masked_fill(self_pairs, torch.finfo(z.dtype).min)  # not -inf: a last batch may be a single image
+    logits = (z @ z.mT / temperature).masked_fill(
+        self_pairs, torch.finfo(z.dtype).min
+    )  # not -inf: a last batch may be a single image
     positive = (labels[:, None] == labels) & ~self_pairs
     count = positive.sum(dim=1)
     of_image = -(F.log_softmax(logits, dim=1) * positive).sum(dim=1) / count.clamp(min=1)
@@ -65,26 +84,38 @@ class GPS(Method):
 
         W = W_0 + scatter(v),   v [rows, k] trains at the places  argtop_k |sum over the batches of dL / dW|  of each row
 
-    Zhang et al., "Gradient-based Parameter Selection for Efficient Fine-Tuning", CVPR 2024, arXiv 2312.10136;
-    github.com/FightingFighting/GPS. All linear layers and convolutions, and their biases whole; norms, LayerScale, positions and tokens are
-    frozen. On ViT-B/16 with k = 1: 167,424 parameters. `fit` chooses the places before its first step, with the supervised contrastive
-    loss on the features, which needs no head; until then they are the largest weights. A second `fit` keeps the places.
-    The original trains whole tensors and masks their gradients, which its own optimiser can undo: weight decay and momentum move
-    an entry without a gradient. Here the rest of W has no parameter, and the delta is as small as the count says (with as many places).
+    Zhang et al., "Gradient-based Parameter Selection for Efficient Fine-Tuning", CVPR 2024, arXiv
+    2312.10136; github.com/FightingFighting/GPS. All linear layers and convolutions, and their
+    biases whole; norms, LayerScale, positions and tokens are frozen. On ViT-B/16 with k = 1:
+    167,424 parameters. `fit` chooses the places before its first step, with the supervised
+    contrastive loss on the features, which needs no head; until then they are the largest weights.
+    A second `fit` keeps the places. The original trains whole tensors and masks their gradients,
+    which its own optimiser can undo: weight decay and momentum move an entry without a gradient.
+    Here the rest of W has no parameter, and the delta is as small as the count says (with as many
+    places).
     """
 
     lr = 1e-1
 
     k: int = 1  # weights that train in each row
-    loss_of_choice: str = "contrastive"  # whose gradients choose: "contrastive", or "cross_entropy" of the untrained head
+    # whose gradients choose: "contrastive", or "cross_entropy" of the untrained head
+    loss_of_choice: str = "contrastive"
     temperature: float = 0.07  # T of the contrastive loss
     batch_size: int = 32  # images per gradient; the contrastive loss compares those of one batch
 
     def __post_init__(self) -> None:
         self.expect(isinstance(self.k, int) and self.k >= 1, "k", "an integer of at least 1")
-        self.expect(self.loss_of_choice in ("contrastive", "cross_entropy"), "loss_of_choice", '"contrastive" or "cross_entropy"')
+        self.expect(
+            self.loss_of_choice in ("contrastive", "cross_entropy"),
+            "loss_of_choice",
+            '"contrastive" or "cross_entropy"',
+        )
         self.expect(self.temperature > 0, "temperature", "above 0")
-        self.expect(isinstance(self.batch_size, int) and self.batch_size >= 2, "batch_size", "an integer of at least 2")
+        self.expect(
+            isinstance(self.batch_size, int) and self.batch_size >= 2,
+            "batch_size",
+            "an integer of at least 2",
+        )
 
     def attach(self, backbone: Backbone) -> None:
         change_modules(backbone, self.sparse)
@@ -105,7 +136,11 @@ class GPS(Method):
         for images, labels in shuffled_batches(model, train, self.batch_size):
             features = plain.forward_head(plain.forward_features(images), pre_logits=True)
             contrastive = self.loss_of_choice == "contrastive"
-            loss = contrastive_loss(features, labels, self.temperature) if contrastive else F.cross_entropy(model.head(features), labels)
+            loss = (
+                contrastive_loss(features, labels, self.temperature)
+                if contrastive
+                else F.cross_entropy(model.head(features), labels)
+            )
             loss.backward()
         for name, module in model.backbone.named_modules():
             if isinstance(module, SparseModule):

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from vtlite.backbones.stages import stage_names
 from vtlite.methods.base import Backbone, Method, method
-from vtlite.methods.parameter.changes import ChangedModule, change_modules, has_learnt, shuffled_batches
+from vtlite.methods.parameter.changes import (
+    ChangedModule,
+    change_modules,
+    has_learnt,
+    shuffled_batches,
+)
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -24,7 +29,8 @@ if TYPE_CHECKING:
 
 
 class Unit(NamedTuple):
-    """A matrix [rows, columns], or a vector [rows] with `columns` 0: what the allocation treats as one."""
+    """A matrix [rows, columns], or a vector [rows] with `columns` 0: what the allocation treats as
+    one."""
 
     rows: int
     columns: int
@@ -38,14 +44,21 @@ class Unit(NamedTuple):
         return rank * (self.rows + self.columns) if rank <= min(self.rows, self.columns) else 0
 
 
-def allocate(scores: Tensor, units: Sequence[Unit], budget: int, rank: int, alpha: float, beta: float) -> tuple[Tensor, list[int]]:
-    """Spend `budget` numbers on the n entries of all units: scores [n] -> sorted entries that train alone [m], units that get LoRA.
+def allocate(
+    scores: Tensor, units: Sequence[Unit], budget: int, rank: int, alpha: float, beta: float
+) -> tuple[Tensor, list[int]]:
+    """Spend `budget` numbers on the n entries of all units: scores [n] -> sorted entries that train
+    alone [m], units that get LoRA.
 
-    The tau entries with the highest scores are selected. A matrix with at least lora_size / alpha of them gets LoRA in their place, a
-    vector with at least 1 / beta of its own trains whole. tau is the largest that fits; what then remains goes to the next best entries.
+    The tau entries with the highest scores are selected. A matrix with at least lora_size / alpha
+    of them gets LoRA in their place, a vector with at least 1 / beta of its own trains whole. tau
+    is the largest that fits; what then remains goes to the next best entries.
     """
     order = scores.argsort(descending=True, stable=True)
-    size, lora_size = torch.tensor([u.size for u in units]), torch.tensor([u.lora_size(rank) for u in units])
+    size, lora_size = (
+        torch.tensor([u.size for u in units]),
+        torch.tensor([u.lora_size(rank) for u in units]),
+    )
     of = torch.repeat_interleave(torch.arange(len(units)), size)  # the unit of each entry
     ranked, vector = of[order], torch.tensor([u.columns == 0 for u in units])
 
@@ -53,9 +66,15 @@ def allocate(scores: Tensor, units: Sequence[Unit], budget: int, rank: int, alph
         selected = torch.bincount(ranked[:tau], minlength=len(units))
         lora = (lora_size > 0) & (selected >= lora_size / alpha)
         whole = vector & (selected >= size / beta)
-        return lora, whole, int(torch.where(lora, lora_size, torch.where(whole, size, selected)).sum())
+        return (
+            lora,
+            whole,
+            int(torch.where(lora, lora_size, torch.where(whole, size, selected)).sum()),
+        )
 
-    tau = bisect_right(range(len(scores) + 1), budget, key=lambda tau: choice(tau)[2]) - 1  # the cost never falls as tau grows
+    tau = (
+        bisect_right(range(len(scores) + 1), budget, key=lambda tau: choice(tau)[2]) - 1
+    )  # the cost never falls as tau grows
     lora, whole, spent = choice(tau)
     chosen = whole[of]
     chosen[order[:tau]] = True
@@ -66,7 +85,8 @@ def allocate(scores: Tensor, units: Sequence[Unit], budget: int, rank: int, alph
 
 
 class Budget(nn.Module):
-    """The numbers that train, theta [budget], and where each of them goes; shared by all layers. First the entries, then LoRA factors."""
+    """The numbers that train, theta [budget], and where each of them goes; shared by all layers.
+    First the entries, then LoRA factors."""
 
     places: Tensor
     layout: Tensor
@@ -75,12 +95,17 @@ class Budget(nn.Module):
         super().__init__()
         self.units, self.rank = units, rank
         self.theta = nn.Parameter(torch.zeros(budget))
-        self.register_buffer("places", torch.zeros(budget, dtype=torch.int32))  # of each entry of theta in its unit
-        self.register_buffer("layout", torch.zeros(len(units), 3, dtype=torch.int32))  # of each unit: entries from, to; LoRA from, or -1
+        self.register_buffer(
+            "places", torch.zeros(budget, dtype=torch.int32)
+        )  # of each entry of theta in its unit
+        self.register_buffer(
+            "layout", torch.zeros(len(units), 3, dtype=torch.int32)
+        )  # of each unit: entries from, to; LoRA from, or -1
 
     @torch.no_grad()
     def assign(self, entries: Tensor, lora: Sequence[int]) -> None:
-        """Give theta to these of all entries (sorted) and to LoRA factors of these units, so that the change is zero."""
+        """Give theta to these of all entries (sorted) and to LoRA factors of these units, so that
+        the change is zero."""
         ends = torch.tensor([u.size for u in self.units], device="cpu").cumsum(0)
         stops = torch.searchsorted(entries, ends).tolist()
         starts, free = [0, *stops[:-1]], len(entries)
@@ -88,7 +113,9 @@ class Budget(nn.Module):
         self.theta.zero_()
         for number in lora:
             unit, layout[number][2] = self.units[number], free
-            nn.init.kaiming_uniform_(self.factor(free, self.rank, unit.columns), a=math.sqrt(5))  # A; B is zero
+            nn.init.kaiming_uniform_(
+                self.factor(free, self.rank, unit.columns), a=math.sqrt(5)
+            )  # A; B is zero
             free += unit.lora_size(self.rank)
         unit_of = torch.searchsorted(ends, entries, right=True)
         self.places.zero_()
@@ -104,7 +131,9 @@ class Budget(nn.Module):
         if lora >= 0:
             A = self.factor(lora, self.rank, unit.columns)
             return (self.factor(lora + A.numel(), unit.rows, self.rank) @ A).flatten()
-        return self.theta.new_zeros(unit.size).scatter(0, self.places[start:stop].long(), self.theta[start:stop])
+        return self.theta.new_zeros(unit.size).scatter(
+            0, self.places[start:stop].long(), self.theta[start:stop]
+        )
 
 
 class SensitiveModule(ChangedModule):
@@ -115,24 +144,31 @@ class SensitiveModule(ChangedModule):
         self.budget, self.units = budget, units
 
     def changes(self) -> dict[str, Tensor]:
-        changes = {name: torch.cat([self.budget(number) for number in numbers]) for name, numbers in self.units.items()}
+        changes = {
+            name: torch.cat([self.budget(number) for number in numbers])
+            for name, numbers in self.units.items()
+        }
         return {name: change.view_as(getattr(self.base, name)) for name, change in changes.items()}
 
 
 @method("parameter/both/spt")
 @dataclass
 class SPT(Method):
-    """Spend a given number of parameters where the task's loss is most sensitive: on single weights, or on LoRA where they crowd.
+    """Spend a given number of parameters where the task's loss is most sensitive: on single
+    weights, or on LoRA where they crowd.
 
         s_i = sum over the batches of (dL / dtheta_i)^2,   the tau largest s_i are selected;   per matrix [out, in] with n_s selected:
         W = W_0 + B A  (rank r)   if n_s >= r (in + out) / alpha,   else  W = W_0 + scatter(v),  v [n_s]
 
-    Vectors with at least 1 / beta of their entries selected train whole. He et al., "Sensitivity-Aware Visual Parameter-Efficient
-    Fine-Tuning", ICCV 2023, arXiv 2303.08566; github.com/ziplab/SPT (SPT-LoRA). The blocks alone take part. q, k and v are three matrices,
-    also where they are fused. The default budget on ViT-B/16: 425,272 parameters (SPT-LoRA has 0.43 M).
-    `fit` allocates before its first step; until then the budget lies evenly on all weights. A second `fit` keeps what it finds.
-    Otherwise than published, the budget is met to the last number: tau is the largest that fits, and the rest goes to the next best entries,
-    without a second look at the thresholds. The original takes the nearest of 79 values of tau and trains the class token too.
+    Vectors with at least 1 / beta of their entries selected train whole. He et al.,
+    "Sensitivity-Aware Visual Parameter-Efficient Fine-Tuning", ICCV 2023, arXiv 2303.08566;
+    github.com/ziplab/SPT (SPT-LoRA). The blocks alone take part. q, k and v are three matrices,
+    also where they are fused. The default budget on ViT-B/16: 425,272 parameters (SPT-LoRA has 0.43
+    M). `fit` allocates before its first step; until then the budget lies evenly on all weights. A
+    second `fit` keeps what it finds. Otherwise than published, the budget is met to the last
+    number: tau is the largest that fits, and the rest goes to the next best entries, without a
+    second look at the thresholds. The original takes the nearest of 79 values of tau and trains the
+    class token too.
     """
 
     lr = 3e-2
@@ -146,11 +182,21 @@ class SPT(Method):
 
     def __post_init__(self) -> None:
         self.expect(0 < self.budget < 1, "budget", "between 0 and 1")
-        self.expect(isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1")
+        self.expect(
+            isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1"
+        )
         self.expect(self.alpha >= 1, "alpha", "of at least 1")
         self.expect(self.beta >= 1, "beta", "of at least 1")
-        self.expect(isinstance(self.batches, int) and self.batches >= 1, "batches", "an integer of at least 1")
-        self.expect(isinstance(self.batch_size, int) and self.batch_size >= 1, "batch_size", "an integer of at least 1")
+        self.expect(
+            isinstance(self.batches, int) and self.batches >= 1,
+            "batches",
+            "an integer of at least 1",
+        )
+        self.expect(
+            isinstance(self.batch_size, int) and self.batch_size >= 1,
+            "batch_size",
+            "an integer of at least 1",
+        )
 
     def attach(self, backbone: Backbone) -> None:
         names, units = sensitive(backbone), list[Unit]()
@@ -159,11 +205,18 @@ class SPT(Method):
             layer, _, last = name.rpartition(".")
             shape, parts = backbone.get_parameter(name).shape, 3 if layer.endswith(".qkv") else 1
             numbers.setdefault(layer, {})[last] = list(range(len(units), len(units) + parts))
-            units += parts * [Unit(shape[0] // parts, math.prod(shape[1:]) if len(shape) > 1 else 0)]
+            units += parts * [
+                Unit(shape[0] // parts, math.prod(shape[1:]) if len(shape) > 1 else 0)
+            ]
         n = sum(unit.size for unit in units)
         budget = Budget(units, max(1, round(self.budget * n)), self.rank)
         budget.assign(torch.arange(len(budget.theta), device="cpu") * n // len(budget.theta), [])
-        change_modules(backbone, lambda name, module: SensitiveModule(module, budget, numbers[name]) if name in numbers else None)
+        change_modules(
+            backbone,
+            lambda name, module: (
+                SensitiveModule(module, budget, numbers[name]) if name in numbers else None
+            ),
+        )
 
     def prepare(self, model: Tuned, train: Dataset[Any]) -> None:
         from vtlite.tuning import merge
@@ -177,7 +230,11 @@ class SPT(Method):
             gradients = torch.autograd.grad(F.cross_entropy(plain(images), labels), weights)
             scores += torch.cat([g.flatten() for g in gradients]).square()
         budget = next(m for m in model.modules() if isinstance(m, Budget))
-        budget.assign(*allocate(scores.cpu(), budget.units, len(budget.theta), self.rank, self.alpha, self.beta))
+        budget.assign(
+            *allocate(
+                scores.cpu(), budget.units, len(budget.theta), self.rank, self.alpha, self.beta
+            )
+        )
 
 
 def sensitive(backbone: nn.Module) -> list[str]:

@@ -12,7 +12,8 @@ from vtlite.ops.scale_shift import scale_shift
 
 
 class ScaleShift(nn.Module):
-    """operation(x) * scale + shift, one pair per output channel; channels last, or dimension 1 after a convolution."""
+    """operation(x) * scale + shift, one pair per output channel; channels last, or dimension 1
+    after a convolution."""
 
     def __init__(self, operation: nn.Linear | nn.LayerNorm | nn.Conv2d | nn.BatchNorm2d) -> None:
         super().__init__()
@@ -40,10 +41,11 @@ class SSF(Method):
 
         y = gamma * operation(x) + beta,   gamma, beta [channels]
 
-    After the patch embedding, both norms, qkv, proj, fc1 (before its GELU) and fc2 of each block, and the final norm; after the batch
-    norms of a ResNet. Lian et al.,
-    "Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning", NeurIPS 2022, arXiv 2210.08823;
-    github.com/dongzelian/SSF. On ViT-B/16: 205,824 parameters, all folded into the backbone by `merge` (the original has no merge).
+    After the patch embedding, both norms, qkv, proj, fc1 (before its GELU) and fc2 of each block,
+    and the final norm; after the batch norms of a ResNet. Lian et al., "Scaling & Shifting Your
+    Features: A New Baseline for Efficient Model Tuning", NeurIPS 2022, arXiv 2210.08823;
+    github.com/dongzelian/SSF. On ViT-B/16: 205,824 parameters, all folded into the backbone by
+    `merge` (the original has no merge).
     """
 
     lr = 3e-2
@@ -52,7 +54,11 @@ class SSF(Method):
 
     def attach(self, backbone: Backbone) -> None:
         for name, operation in list(backbone.named_modules()):
-            # Without a bias there is nothing to fold the shift into; the norm that follows such a layer gets a pair of its own.
-            if isinstance(operation, nn.Linear | nn.LayerNorm | nn.Conv2d | nn.BatchNorm2d) and operation.bias is not None:
+            # Without a bias there is nothing to fold the shift into; the norm that follows such a
+            # layer gets a pair of its own.
+            if (
+                isinstance(operation, nn.Linear | nn.LayerNorm | nn.Conv2d | nn.BatchNorm2d)
+                and operation.bias is not None
+            ):
                 parent, _, last = name.rpartition(".")
                 setattr(backbone.get_submodule(parent), last, ScaleShift(operation))

@@ -12,9 +12,18 @@ from vtlite.methods.parameter.updates import SlicedLinear, replace_slices
 
 
 class ModesLinear(SlicedLinear):
-    """A linear layer whose cores are diagonal: the shared weights [R] of the modes, times each slice's own P [slices, R]."""
+    """A linear layer whose cores are diagonal: the shared weights [R] of the modes, times each
+    slice's own P [slices, R]."""
 
-    def __init__(self, base: nn.Linear, slices: int, U: nn.Parameter, V: nn.Parameter, scale: float, modes: nn.Parameter) -> None:
+    def __init__(
+        self,
+        base: nn.Linear,
+        slices: int,
+        U: nn.Parameter,
+        V: nn.Parameter,
+        scale: float,
+        modes: nn.Parameter,
+    ) -> None:
         super().__init__(base, slices, U, V, scale)
         self.modes = modes
         self.P = nn.Parameter(nn.init.xavier_uniform_(torch.empty(slices, len(modes))))
@@ -26,14 +35,17 @@ class ModesLinear(SlicedLinear):
 @method("parameter/weight/aurora")
 @dataclass
 class Aurora(Method):
-    """See all weights of a ViT as one tensor of D x D slices, and learn its change as a sum of few modes (CP decomposition).
+    """See all weights of a ViT as one tensor of D x D slices, and learn its change as a sum of few
+    modes (CP decomposition).
 
         y_s = x W_s^T + b_s + scale * sum_r lambda_r P_sr (x u_r) v_r^T,   U = [u_r] [D, rank], V = [v_r] [rank, D], P [slices, rank]
 
-    U, V and lambda are shared by all slices. P starts Xavier-uniform in each layer, lambda at one, V at zero, so training starts from the
-    backbone. Wang et al., "Parameter-efficient Tuning of Large-scale Multimodal Foundation Model", NeurIPS 2023, arXiv 2305.08381;
-    github.com/WillDreamer/Aurora. On ViT-B/16 with rank 64: 107,584 parameters. This is the paper's formula; the published code has a full
-    core [rank, rank, rank] instead (as `fact_tk`) and dropout. The parts for text and for its fusion with images are left out.
+    U, V and lambda are shared by all slices. P starts Xavier-uniform in each layer, lambda at one,
+    V at zero, so training starts from the backbone. Wang et al., "Parameter-efficient Tuning of
+    Large-scale Multimodal Foundation Model", NeurIPS 2023, arXiv 2305.08381;
+    github.com/WillDreamer/Aurora. On ViT-B/16 with rank 64: 107,584 parameters. This is the paper's
+    formula; the published code has a full core [rank, rank, rank] instead (as `fact_tk`) and
+    dropout. The parts for text and for its fusion with images are left out.
     """
 
     lr = 3e-2
@@ -42,8 +54,15 @@ class Aurora(Method):
     scale: float = 1.0  # weight of the update
 
     def __post_init__(self) -> None:
-        self.expect(isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1")
+        self.expect(
+            isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1"
+        )
 
     def attach(self, backbone: Backbone) -> None:
         modes = nn.Parameter(torch.ones(self.rank))
-        replace_slices(backbone, "aurora", self.rank, lambda base, slices, U, V: ModesLinear(base, slices, U, V, self.scale, modes))
+        replace_slices(
+            backbone,
+            "aurora",
+            self.rank,
+            lambda base, slices, U, V: ModesLinear(base, slices, U, V, self.scale, modes),
+        )

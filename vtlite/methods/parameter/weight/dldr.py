@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from vtlite.backbones.stages import HEADS
 from vtlite.methods.base import Backbone, Method, method
-from vtlite.methods.parameter.changes import ChangedModule, change_modules, has_learnt, shuffled_batches
+from vtlite.methods.parameter.changes import (
+    ChangedModule,
+    change_modules,
+    has_learnt,
+    shuffled_batches,
+)
 from vtlite.storage import VTError
 
 if TYPE_CHECKING:
@@ -23,11 +28,14 @@ if TYPE_CHECKING:
 
 def gram(rows: Tensor) -> Tensor:
     """The inner products of a few long rows, summed in double precision: [t, n] -> [t, t]."""
-    return torch.stack([part @ part.mT for part in (p.double() for p in rows.split(2**18, dim=1))]).sum(dim=0)
+    return torch.stack(
+        [part @ part.mT for part in (p.double() for p in rows.split(2**18, dim=1))]
+    ).sum(dim=0)
 
 
 def orthonormal(rows: Tensor) -> Tensor:
-    """Gram-Schmidt: rows [k, n] -> orthonormal ones of the same spans (of the first, of the first two, ...)."""
+    """Gram-Schmidt: rows [k, n] -> orthonormal ones of the same spans (of the first, of the first
+    two, ...)."""
     L = torch.linalg.cholesky(gram(rows))  # rows = L Q
     return torch.linalg.inv(L).to(rows.dtype) @ rows
 
@@ -43,8 +51,12 @@ def principal_directions(W: Tensor, k: int) -> Tensor:
     s, V = torch.linalg.eigh(gram(centred))  # ascending
     s, V = s.flip(0)[:k], V.flip(1)[:, :k]
     if not s[-1] > 1e-12 * s[0]:
-        raise VTError(f"dldr: expected {k} different directions in the sampling run, found fewer; raise sampling_lr or stride, or lower k")
-    return orthonormal((V / s.sqrt()).mT.to(W.dtype) @ centred)  # again, for what single precision has lost
+        raise VTError(
+            f"dldr: expected {k} different directions in the sampling run, found fewer; raise sampling_lr or stride, or lower k"
+        )
+    return orthonormal(
+        (V / s.sqrt()).mT.to(W.dtype) @ centred
+    )  # again, for what single precision has lost
 
 
 class Subspace(nn.Module):
@@ -79,8 +91,11 @@ class AlongModule(ChangedModule):
 
 
 def inner(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a backbone's layers in order: all but its head and its own positions and tokens."""
-    return [p for name, p in module.named_parameters() if "." in name and not name.startswith(HEADS)]
+    """The parameters of a backbone's layers in order: all but its head and its own positions and
+    tokens."""
+    return [
+        p for name, p in module.named_parameters() if "." in name and not name.startswith(HEADS)
+    ]
 
 
 @method("parameter/weight/dldr")
@@ -90,13 +105,16 @@ class DLDR(Method):
 
         theta = theta_0 + length P^T z,   z [k] trains; P [k, n]: the principal directions of t snapshots of theta, orthonormal rows
 
-    Li, Tan, Huang, Tao, Liu, Huang, "Low Dimensional Trajectory Hypothesis is True: DNNs Can Be Trained in Tiny Subspaces", TPAMI 2022,
-    arXiv 2103.11154; github.com/nblt/DLDR. On any backbone k = 40 parameters; but they mean nothing without P, which the delta therefore
-    holds: k times the backbone, 13.7 GB for ViT-B/16. `fit` makes P before its first step; until then it is random (Li et al., "Measuring
-    the Intrinsic Dimension of Objective Landscapes", ICLR 2018, arXiv 1804.08838). A second `fit` keeps it.
-    Otherwise than in the paper, which trains from scratch and has all weights in the subspace, the head trains beside it, a ViT's tokens and
-    positions stay frozen, as do the statistics of batch norms, and z is measured in lengths of the sampling run, so that the learning rate
-    of the head suits it. AdamW takes the place of P-SGD; P-BFGS, a loop of its own, is left out.
+    Li, Tan, Huang, Tao, Liu, Huang, "Low Dimensional Trajectory Hypothesis is True: DNNs Can Be
+    Trained in Tiny Subspaces", TPAMI 2022, arXiv 2103.11154; github.com/nblt/DLDR. On any backbone
+    k = 40 parameters; but they mean nothing without P, which the delta therefore holds: k times the
+    backbone, 13.7 GB for ViT-B/16. `fit` makes P before its first step; until then it is random (Li
+    et al., "Measuring the Intrinsic Dimension of Objective Landscapes", ICLR 2018, arXiv
+    1804.08838). A second `fit` keeps it. Otherwise than in the paper, which trains from scratch and
+    has all weights in the subspace, the head trains beside it, a ViT's tokens and positions stay
+    frozen, as do the statistics of batch norms, and z is measured in lengths of the sampling run,
+    so that the learning rate of the head suits it. AdamW takes the place of P-SGD; P-BFGS, a loop
+    of its own, is left out.
     """
 
     lr = 1e-2
@@ -140,7 +158,9 @@ class DLDR(Method):
         plain = merge(model)
         weights = inner(plain)
         W = weights[0].new_empty(self.snapshots + 1, sum(p.numel() for p in weights))
-        optimizer = torch.optim.AdamW([p for name, p in plain.named_parameters() if "." in name], self.sampling_lr)
+        optimizer = torch.optim.AdamW(
+            [p for name, p in plain.named_parameters() if "." in name], self.sampling_lr
+        )
         step = 0
         while True:
             for images, labels in shuffled_batches(model, train, self.batch_size):
@@ -151,7 +171,9 @@ class DLDR(Method):
                 optimizer.zero_grad(set_to_none=True)
                 loss = F.cross_entropy(plain(images), labels)
                 if not loss.isfinite():
-                    raise VTError(f"dldr: the loss of the sampling run became {loss.item()} at step {step + 1}; lower sampling_lr")
+                    raise VTError(
+                        f"dldr: the loss of the sampling run became {loss.item()} at step {step + 1}; lower sampling_lr"
+                    )
                 loss.backward()
                 optimizer.step()
                 step += 1

@@ -16,9 +16,12 @@ from vtlite.ops.lora_linear import lora_linear
 
 
 class DoRALinear(LoRALinear):
-    """A linear layer with LoRA in some groups of its output rows, and a learned length for each of those rows."""
+    """A linear layer with LoRA in some groups of its output rows, and a learned length for each of
+    those rows."""
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float, groups: Sequence[bool] = (True,)) -> None:
+    def __init__(
+        self, base: nn.Linear, rank: int, scale: float, groups: Sequence[bool] = (True,)
+    ) -> None:
         super().__init__(base, rank, scale, groups)
         self.magnitude = nn.Parameter(self.lengths())
 
@@ -28,8 +31,14 @@ class DoRALinear(LoRALinear):
 
     @torch.no_grad()
     def lengths(self) -> Tensor:
-        """Those of the rows of W_0 + scale B A, all groups one below the other: a constant to the gradient."""
-        return torch.cat([(self.frozen(group) + super(DoRALinear, self).delta(group)).norm(dim=1) for group in range(len(self.starts))])
+        """Those of the rows of W_0 + scale B A, all groups one below the other: a constant to the
+        gradient."""
+        return torch.cat(
+            [
+                (self.frozen(group) + super(DoRALinear, self).delta(group)).norm(dim=1)
+                for group in range(len(self.starts))
+            ]
+        )
 
     def gains(self) -> tuple[Tensor, ...]:
         """What the rows of each group are multiplied with [rows]."""
@@ -44,7 +53,9 @@ class DoRALinear(LoRALinear):
         return y if self.base.bias is None else y + self.base.bias
 
     def delta(self, group: int) -> Tensor:
-        return self.gains()[group][:, None] * (self.frozen(group) + super().delta(group)) - self.frozen(group)
+        return self.gains()[group][:, None] * (
+            self.frozen(group) + super().delta(group)
+        ) - self.frozen(group)
 
 
 @method("parameter/weight/dora")
@@ -54,9 +65,10 @@ class DoRA(Method):
 
         y = x W^T + b,   W = m * (W_0 + s B A) / |W_0 + s B A|,   s = alpha / rank, m [out] and |.| [out] by rows, A, B as in LoRA
 
-    m starts at the lengths of W_0's rows, so training starts from the backbone. The gradient takes |.| for a constant, as the paper
-    proposes to save memory. Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", ICML 2024, arXiv 2402.09353;
-    github.com/NVlabs/DoRA, and in github.com/huggingface/peft. On ViT-B/16 with rank 8 on queries and values: 313,344 parameters.
+    m starts at the lengths of W_0's rows, so training starts from the backbone. The gradient takes
+    |.| for a constant, as the paper proposes to save memory. Liu et al., "DoRA: Weight-Decomposed
+    Low-Rank Adaptation", ICML 2024, arXiv 2402.09353; github.com/NVlabs/DoRA, and in
+    github.com/huggingface/peft. On ViT-B/16 with rank 8 on queries and values: 313,344 parameters.
     """
 
     lr = 3e-2
@@ -66,9 +78,17 @@ class DoRA(Method):
     targets: str = "qv"  # which of the attention projections q, k, v get an update
 
     def __post_init__(self) -> None:
-        self.expect(isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1")
-        self.expect(bool(self.targets) and set(self.targets) <= set("qkv"), "targets", "some of the letters q, k, v")
+        self.expect(
+            isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1"
+        )
+        self.expect(
+            bool(self.targets) and set(self.targets) <= set("qkv"),
+            "targets",
+            "some of the letters q, k, v",
+        )
 
     def attach(self, backbone: Backbone) -> None:
         for block in attention_blocks(backbone, "dora"):
-            block.attn.qkv = DoRALinear(block.attn.qkv, self.rank, self.alpha / self.rank, qkv_groups("qkv", self.targets))
+            block.attn.qkv = DoRALinear(
+                block.attn.qkv, self.rank, self.alpha / self.rank, qkv_groups("qkv", self.targets)
+            )

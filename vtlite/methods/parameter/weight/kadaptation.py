@@ -1,4 +1,5 @@
-"""KAdaptation: sums of Kronecker products, one factor shared by all layers and one of low rank in each."""
+"""KAdaptation: sums of Kronecker products, one factor shared by all layers and one of low rank in
+each."""
 
 from __future__ import annotations
 
@@ -15,30 +16,46 @@ from vtlite.storage import VTError
 
 
 class KAdaptedLinear(LowRankLinear):
-    """A linear layer with an update sum_i A_i (x) B_i, and a bias, in each of the groups of output rows that `groups` turns on.
+    """A linear layer with an update sum_i A_i (x) B_i, and a bias, in each of the groups of output
+    rows that `groups` turns on.
 
-    left, right [G, n, n] hold a_i^L and a_i^R of each group as rows, the same for all layers; u [G, n, b, rank] and v [G, n, rank, q] are
-    its own.
+    left, right [G, n, n] hold a_i^L and a_i^R of each group as rows, the same for all layers; u [G,
+    n, b, rank] and v [G, n, rank, q] are its own.
     """
 
     def __init__(
-        self, base: nn.Linear, rank: int, scale: float, left: nn.Parameter, right: nn.Parameter, groups: Sequence[bool] = (True,)
+        self,
+        base: nn.Linear,
+        rank: int,
+        scale: float,
+        left: nn.Parameter,
+        right: nn.Parameter,
+        groups: Sequence[bool] = (True,),
     ) -> None:
         super().__init__(base, scale, groups)
         G, n = left.shape[:2]
         if self.rows % n or base.in_features % n:
             fits = math.gcd(n, self.rows, base.in_features)
-            raise VTError(f"kadaptation: expected n to divide the width {base.in_features}, found n = {n}; {fits} would do")
+            raise VTError(
+                f"kadaptation: expected n to divide the width {base.in_features}, found n = {n}; {fits} would do"
+            )
         b, q = self.rows // n, base.in_features // n
         self.left, self.right = left, right
-        self.u = nn.Parameter(torch.empty(G, n, b, rank).uniform_(-1, 1) * math.sqrt(6 / (b + rank)))  # Glorot
+        self.u = nn.Parameter(
+            torch.empty(G, n, b, rank).uniform_(-1, 1) * math.sqrt(6 / (b + rank))
+        )  # Glorot
         self.v = nn.Parameter(torch.zeros(G, n, rank, q))
         self.shift = nn.Parameter(torch.zeros(self.rows))
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        # (a^L a^R) (x) (u v) = (a^L (x) u) (a^R (x) v), and the sum over i stands side by side: a product of rank n * rank.
-        A = torch.einsum("gip,girq->girpq", self.right, self.v).flatten(3).flatten(0, 2)  # [G n rank, K]
-        B = torch.einsum("gia,gibr->gabir", self.left, self.u).flatten(3).flatten(0, 2)  # [G rows, n rank]
+        # (a^L a^R) (x) (u v) = (a^L (x) u) (a^R (x) v), and the sum over i stands side by side: a
+        # product of rank n * rank.
+        A = (
+            torch.einsum("gip,girq->girpq", self.right, self.v).flatten(3).flatten(0, 2)
+        )  # [G n rank, K]
+        B = (
+            torch.einsum("gia,gibr->gabir", self.left, self.u).flatten(3).flatten(0, 2)
+        )  # [G rows, n rank]
         return A, B
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,16 +77,20 @@ class KAdaptedLinear(LowRankLinear):
 @method("parameter/weight/kadaptation")
 @dataclass
 class KAdaptation(Method):
-    """Learn the changes of all query (and of all value) projections as sums of Kronecker products that share one factor.
+    """Learn the changes of all query (and of all value) projections as sums of Kronecker products
+    that share one factor.
 
         y = x W_0^T + b + s x (sum_i A_i (x) B_i)^T + c,   A_i = a_i^L a_i^R [n, n],  B_i = u_i v_i [d / n, d / n],  i = 1 .. n
 
-    a^L, a^R belong to all layers together, u, v and c [d] to one layer, c to its queries and values alike. a starts uniform, u
-    Glorot-uniform, v and c at zero, so training starts from the backbone. He et al., "Parameter-Efficient Model Adaptation for Vision
-    Transformers", AAAI 2023, arXiv 2203.16329; github.com/eric-ai-lab/PEViT. On ViT-B/16: 50,176 parameters. As both factors are thin, the
-    sum is one product of rank n * rank and runs as LoRA does. The published code starts with u and v both zero, which never learn; takes
-    v's change from q's factors; reshapes changes across tokens and heads; adds q's after the division by sqrt(head dim): here is the
-    formula. Its scale of 160 with a in +-0.01 is here 1 with a in +-0.126, the same product; its dropout on the formed matrix is left out.
+    a^L, a^R belong to all layers together, u, v and c [d] to one layer, c to its queries and values
+    alike. a starts uniform, u Glorot-uniform, v and c at zero, so training starts from the
+    backbone. He et al., "Parameter-Efficient Model Adaptation for Vision Transformers", AAAI 2023,
+    arXiv 2203.16329; github.com/eric-ai-lab/PEViT. On ViT-B/16: 50,176 parameters. As both factors
+    are thin, the sum is one product of rank n * rank and runs as LoRA does. The published code
+    starts with u and v both zero, which never learn; takes v's change from q's factors; reshapes
+    changes across tokens and heads; adds q's after the division by sqrt(head dim): here is the
+    formula. Its scale of 160 with a in +-0.01 is here 1 with a in +-0.126, the same product; its
+    dropout on the formed matrix is left out.
     """
 
     lr = 1e-1
@@ -81,15 +102,28 @@ class KAdaptation(Method):
 
     def __post_init__(self) -> None:
         self.expect(isinstance(self.n, int) and self.n >= 1, "n", "an integer of at least 1")
-        self.expect(isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1")
-        self.expect(len(self.targets) > 0 and set(self.targets) <= set("qkv"), "targets", "some of the letters q, k, v")
+        self.expect(
+            isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1"
+        )
+        self.expect(
+            len(self.targets) > 0 and set(self.targets) <= set("qkv"),
+            "targets",
+            "some of the letters q, k, v",
+        )
 
     def attach(self, backbone: Backbone) -> None:
         bound = 0.01 * math.sqrt(160)
-        left, right = (nn.Parameter(torch.empty(len(set(self.targets)), self.n, self.n).uniform_(-bound, bound)) for _ in range(2))
+        left, right = (
+            nn.Parameter(
+                torch.empty(len(set(self.targets)), self.n, self.n).uniform_(-bound, bound)
+            )
+            for _ in range(2)
+        )
 
         def updated(layer: nn.Module, name: str) -> nn.Module:
             assert isinstance(layer, nn.Linear)
-            return KAdaptedLinear(layer, self.rank, self.scale, left, right, qkv_groups(name, self.targets))
+            return KAdaptedLinear(
+                layer, self.rank, self.scale, left, right, qkv_groups(name, self.targets)
+            )
 
         replace_layers(backbone, "kadaptation", ("qkv",), updated)

@@ -24,11 +24,14 @@ def near_square(d: int) -> tuple[int, int]:
 def kron_factors(groups: int, rows: int, columns: int) -> tuple[nn.Parameter, nn.Parameter]:
     """A [groups, a, p], random, and B [groups, b, q], zero, with a b = rows and p q = columns."""
     (a, b), (p, q) = near_square(rows), near_square(columns)
-    return nn.Parameter(torch.randn(groups, a, p) / math.sqrt(a)), nn.Parameter(torch.zeros(groups, b, q))
+    return nn.Parameter(torch.randn(groups, a, p) / math.sqrt(a)), nn.Parameter(
+        torch.zeros(groups, b, q)
+    )
 
 
 class KronLinear(UpdatedLinear):
-    """A linear layer with an update A (x) B of its own in each of the groups that `groups` turns on (see `UpdatedLinear`)."""
+    """A linear layer with an update A (x) B of its own in each of the groups that `groups` turns on
+    (see `UpdatedLinear`)."""
 
     def __init__(self, base: nn.Linear, scale: float, groups: Sequence[bool] = (True,)) -> None:
         super().__init__(base, groups)
@@ -46,7 +49,8 @@ class KronLinear(UpdatedLinear):
 
 
 class KronMLP(nn.Module):
-    """A frozen MLP, a Kronecker product of its input beside it, and with `residual` a learned share of the input: [..., D] -> [..., D]."""
+    """A frozen MLP, a Kronecker product of its input beside it, and with `residual` a learned share
+    of the input: [..., D] -> [..., D]."""
 
     def __init__(self, mlp: nn.Module, dim: int, scale: float, residual: bool) -> None:
         super().__init__()
@@ -62,39 +66,54 @@ class KronMLP(nn.Module):
 @method("parameter/weight/krona")
 @dataclass
 class KronA(Method):
-    """Learn the change of each attention projection as a Kronecker product, which can have full rank with few parameters.
+    """Learn the change of each attention projection as a Kronecker product, which can have full
+    rank with few parameters.
 
         y = x W_0^T + b + s x (A (x) B)^T,   A [a, p], B [b, q] with a b = out, p q = in
         place "block":     y = MLP(x) + s x (A (x) B)^T
         place "residual":  y = MLP(x) + s x (A (x) B)^T + s_r x,   s_r a learned number
 
-    rank(A (x) B) = rank(A) rank(B). A starts random with variance 1 / a, B and s_r at zero, so training starts from the backbone. x is
-    what the MLP gets, after the norm. Edalati et al., "KronA: Parameter Efficient Tuning with Kronecker Adapter", ENLSP workshop at NeurIPS
-    2023, arXiv 2212.10650; no official code. The factors are as square as the width allows: 24 x 24 and 32 x 32 for 768. On ViT-B/16:
-    38,400 parameters on queries and values, 19,200 as "block" (KronA^B), 19,212 as "residual" (KronA^B_res). Where s_r starts was not to
-    be confirmed: some descriptions say 1, which would change the model before training. The paper tunes s per task.
+    rank(A (x) B) = rank(A) rank(B). A starts random with variance 1 / a, B and s_r at zero, so
+    training starts from the backbone. x is what the MLP gets, after the norm. Edalati et al.,
+    "KronA: Parameter Efficient Tuning with Kronecker Adapter", ENLSP workshop at NeurIPS 2023,
+    arXiv 2212.10650; no official code. The factors are as square as the width allows: 24 x 24 and
+    32 x 32 for 768. On ViT-B/16: 38,400 parameters on queries and values, 19,200 as "block"
+    (KronA^B), 19,212 as "residual" (KronA^B_res). Where s_r starts was not to be confirmed: some
+    descriptions say 1, which would change the model before training. The paper tunes s per task.
     """
 
     lr = 1e-1
 
-    place: str = (
-        "weights"  # "weights": beside projections (mergeable); "block": beside the MLP; "residual": that, and a learned share of its input
-    )
+    # "weights": beside projections (mergeable); "block": beside the MLP; "residual": that, and a
+    # learned share of its input
+    place: str = "weights"
     scale: float = 1.0  # s, fixed
     targets: str = "qv"  # in place "weights": which of q, k, v get an update
 
     def __post_init__(self) -> None:
-        self.expect(self.place in ("weights", "block", "residual"), "place", '"weights", "block" or "residual"')
-        self.expect(len(self.targets) > 0 and set(self.targets) <= set("qkv"), "targets", "some of the letters q, k, v")
+        self.expect(
+            self.place in ("weights", "block", "residual"),
+            "place",
+            '"weights", "block" or "residual"',
+        )
+        self.expect(
+            len(self.targets) > 0 and set(self.targets) <= set("qkv"),
+            "targets",
+            "some of the letters q, k, v",
+        )
         if self.place != "weights":  # of this object only: the class's default merges
-            self.unmergeable = "it runs beside the MLP, which has a GELU inside, so no weight can take it up"  # type: ignore[misc]
+            self.unmergeable = (
+                "it runs beside the MLP, which has a GELU inside, so no weight can take it up"  # type: ignore[misc]
+            )
 
     def attach(self, backbone: Backbone) -> None:
         if self.place == "weights":
             replace_layers(backbone, "krona", ("qkv",), self.updated)
             return
         for block in attention_blocks(backbone, "krona"):
-            block.mlp = KronMLP(block.mlp, block.mlp.fc2.out_features, self.scale, residual=self.place == "residual")
+            block.mlp = KronMLP(
+                block.mlp, block.mlp.fc2.out_features, self.scale, residual=self.place == "residual"
+            )
 
     def updated(self, layer: nn.Module, name: str) -> nn.Module:
         assert isinstance(layer, nn.Linear)

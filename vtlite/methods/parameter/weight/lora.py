@@ -15,11 +15,16 @@ from vtlite.methods.parameter.updates import LowRankLinear, check_rank, qkv_grou
 
 
 class LoRALinear(LowRankLinear):
-    """A linear layer with an update B A of its own in each of the groups of output rows that `groups` turns on (see `UpdatedLinear`)."""
+    """A linear layer with an update B A of its own in each of the groups of output rows that
+    `groups` turns on (see `UpdatedLinear`)."""
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float, groups: Sequence[bool] = (True,)) -> None:
+    def __init__(
+        self, base: nn.Linear, rank: int, scale: float, groups: Sequence[bool] = (True,)
+    ) -> None:
         super().__init__(base, scale, groups)
-        check_rank(type(self).__name__.removesuffix("Linear").lower(), rank, self.rows, base.in_features)
+        check_rank(
+            type(self).__name__.removesuffix("Linear").lower(), rank, self.rows, base.in_features
+        )
         self.lora_A = nn.Parameter(torch.empty(rank * len(self.starts), base.in_features))
         self.lora_B = nn.Parameter(torch.zeros(self.rows * len(self.starts), rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
@@ -29,7 +34,8 @@ class LoRALinear(LowRankLinear):
 
 
 class LoRAConv2d(nn.Module):
-    """A convolution whose change, read as a matrix [out k / groups, in k], is B A: images [B, in, H, W] -> [B, out, H', W']."""
+    """A convolution whose change, read as a matrix [out k / groups, in k], is B A: images [B, in,
+    H, W] -> [B, out, H', W']."""
 
     def __init__(self, base: nn.Conv2d, rank: int, scale: float) -> None:
         super().__init__()
@@ -41,11 +47,21 @@ class LoRAConv2d(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def delta(self) -> Tensor:
-        return self.scale * (self.lora_B @ self.lora_A).view_as(self.base.weight)  # small beside the images, so here it is formed
+        return self.scale * (self.lora_B @ self.lora_A).view_as(
+            self.base.weight
+        )  # small beside the images, so here it is formed
 
     def forward(self, images: Tensor) -> Tensor:
         base = self.base
-        return F.conv2d(images, base.weight + self.delta(), base.bias, base.stride, base.padding, base.dilation, base.groups)
+        return F.conv2d(
+            images,
+            base.weight + self.delta(),
+            base.bias,
+            base.stride,
+            base.padding,
+            base.dilation,
+            base.groups,
+        )
 
     def merged(self) -> nn.Conv2d:
         """The plain convolution with W <- W + delta."""
@@ -60,19 +76,29 @@ class LoRA(Method):
 
         y = x W_0^T + b + (alpha / rank) x A^T B^T,   A [rank, in], B [out, rank]
 
-    A starts Kaiming-uniform and B at zero, so training starts from the backbone. Hu et al., "LoRA: Low-Rank Adaptation of Large
-    Language Models", ICLR 2022, arXiv 2106.09685; github.com/microsoft/LoRA. On ViT-B/16 with rank 8 on queries and values:
-    294,912 parameters. As in the original's fused layer, each of q, k, v has its own A and B. A convolution's kernel is read as a matrix
-    [out k, in k] with factors of rank k times `rank`, as in the original. No dropout on the low-rank path.
+    A starts Kaiming-uniform and B at zero, so training starts from the backbone. Hu et al., "LoRA:
+    Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685;
+    github.com/microsoft/LoRA. On ViT-B/16 with rank 8 on queries and values: 294,912 parameters. As
+    in the original's fused layer, each of q, k, v has its own A and B. A convolution's kernel is
+    read as a matrix [out k, in k] with factors of rank k times `rank`, as in the original. No
+    dropout on the low-rank path.
     """
 
     rank: int = 8  # inner width of the update; parameters grow in proportion
     alpha: float = 8.0  # the update is scaled by alpha / rank; kept while the rank changes
-    targets: str = "qv"  # which of q, k, v of a fused projection get an update of their own; "" gives the fused matrix a single one
-    layers: tuple[str, ...] = ("qkv", "conv1", "conv2")  # which layers of each block, linear or convolutions, by their last names
+    # which of q, k, v of a fused projection get an update of their own; "" gives the fused matrix a
+    # single one
+    targets: str = "qv"
+    layers: tuple[str, ...] = (
+        "qkv",
+        "conv1",
+        "conv2",
+    )  # which layers of each block, linear or convolutions, by their last names
 
     def __post_init__(self) -> None:
-        self.expect(isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1")
+        self.expect(
+            isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1"
+        )
         self.expect(set(self.targets) <= set("qkv"), "targets", "some of the letters q, k, v")
 
     def attach(self, backbone: Backbone) -> None:

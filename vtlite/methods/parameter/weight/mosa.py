@@ -18,11 +18,13 @@ class MoSA(Method):
 
         y = conv(x, W_0 + (alpha / rank) B A),   A [rank k, in k], B [out k, rank k], B A [out k, in k] read as a kernel [out, in, k, k]
 
-    The paper tunes the first layers of a convolutional encoder that predicts motion. Here it is the first convolution of each residual
-    block of a ResNet; a Vision Transformer has no other convolution than that of its patches, and perhaps a stem before it, so there it
-    is these. B starts at zero, so training starts from the backbone. Kothari et al., "Motion Style Transfer: Modular Low-Rank Adaptation
-    for Deep Motion Forecasting", CoRL 2022, arXiv 2211.03165; github.com/vita-epfl/motion-style-transfer. Parameters of a convolution:
-    rank k^2 (in + out); on ViT-B/16: 197,376. The paper keeps the old output layer; here, as everywhere, a new head trains.
+    The paper tunes the first layers of a convolutional encoder that predicts motion. Here it is the
+    first convolution of each residual block of a ResNet; a Vision Transformer has no other
+    convolution than that of its patches, and perhaps a stem before it, so there it is these. B
+    starts at zero, so training starts from the backbone. Kothari et al., "Motion Style Transfer:
+    Modular Low-Rank Adaptation for Deep Motion Forecasting", CoRL 2022, arXiv 2211.03165;
+    github.com/vita-epfl/motion-style-transfer. Parameters of a convolution: rank k^2 (in + out); on
+    ViT-B/16: 197,376. The paper keeps the old output layer; here, as everywhere, a new head trains.
     """
 
     lr = 3e-3
@@ -31,7 +33,9 @@ class MoSA(Method):
     alpha: float = 1.0  # the update is scaled by alpha / rank; kept while the rank changes
 
     def __post_init__(self) -> None:
-        self.expect(isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1")
+        self.expect(
+            isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1"
+        )
 
     def attach(self, backbone: Backbone) -> None:
         if not hasattr(backbone, "patch_embed"):
@@ -39,7 +43,9 @@ class MoSA(Method):
             return
         for parent in list(backbone.patch_embed.modules()):
             for name, child in list(parent.named_children()):
-                if type(child) is nn.Conv2d:  # not a subclass, which may treat its kernel in its own way
+                if (
+                    type(child) is nn.Conv2d
+                ):  # not a subclass, which may treat its kernel in its own way
                     setattr(parent, name, self.updated(child))
 
     def updated(self, layer: nn.Module) -> nn.Module:

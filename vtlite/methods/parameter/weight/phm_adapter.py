@@ -18,11 +18,14 @@ from vtlite.storage import VTError
 
 def glorot(n: int, rows: int, columns: int) -> nn.Parameter:
     """n matrices [rows, columns], each Glorot-uniform with gain sqrt(2)."""
-    return nn.Parameter(torch.empty(n, rows, columns).uniform_(-1, 1) * math.sqrt(12 / (rows + columns)))
+    return nn.Parameter(
+        torch.empty(n, rows, columns).uniform_(-1, 1) * math.sqrt(12 / (rows + columns))
+    )
 
 
 class PHMLinear(nn.Module):
-    """x [..., K] -> x W^T + bias [..., N] with W = sum_i A_i (x) B_i: the rule A is [n, n, n], B [n, N / n, K / n].
+    """x [..., K] -> x W^T + bias [..., N] with W = sum_i A_i (x) B_i: the rule A is [n, n, n], B
+    [n, N / n, K / n].
 
     `rank` 0 learns B whole; else B_i = s_i t_i with s [n, N / n, rank], t [n, rank, K / n].
     """
@@ -30,7 +33,9 @@ class PHMLinear(nn.Module):
     def __init__(self, inputs: int, outputs: int, rule: nn.Parameter, rank: int = 0) -> None:
         super().__init__()
         n, self.rule = len(rule), rule
-        shapes = [(outputs // n, rank), (rank, inputs // n)] if rank else [(outputs // n, inputs // n)]
+        shapes = (
+            [(outputs // n, rank), (rank, inputs // n)] if rank else [(outputs // n, inputs // n)]
+        )
         self.factors = nn.ParameterList([glorot(n, *shape) for shape in shapes])
         self.bias = nn.Parameter(torch.zeros(outputs))
 
@@ -40,7 +45,8 @@ class PHMLinear(nn.Module):
 
 
 class AdaptedLinear(nn.Module):
-    """A frozen linear layer and a bottleneck after it, with its own residual: z = base(x), y = z + up(gelu(down(z)))."""
+    """A frozen linear layer and a bottleneck after it, with its own residual: z = base(x), y = z +
+    up(gelu(down(z)))."""
 
     def __init__(self, base: nn.Linear, down: nn.Module, up: nn.Module) -> None:
         super().__init__()
@@ -52,34 +58,50 @@ class AdaptedLinear(nn.Module):
 
 
 def add_adapters(
-    backbone: Backbone, method: str, bottleneck: int, n: int, rule: Callable[[], nn.Parameter], rank: int = 0, after_mlp_only: bool = False
+    backbone: Backbone,
+    method: str,
+    bottleneck: int,
+    n: int,
+    rule: Callable[[], nn.Parameter],
+    rank: int = 0,
+    after_mlp_only: bool = False,
 ) -> None:
-    """Put a bottleneck after the last linear layer of each attention and MLP. `rule` gives the A [n, n, n] of each new projection."""
+    """Put a bottleneck after the last linear layer of each attention and MLP. `rule` gives the A
+    [n, n, n] of each new projection."""
 
     def adapted(layer: nn.Module, name: str) -> nn.Module:
         assert isinstance(layer, nn.Linear)
         width = layer.out_features
         if width % n:
-            raise VTError(f"{method}: expected n to divide the width {width}, found n = {n}; {math.gcd(n, width, bottleneck)} would do")
-        return AdaptedLinear(layer, PHMLinear(width, bottleneck, rule(), rank), PHMLinear(bottleneck, width, rule(), rank))
+            raise VTError(
+                f"{method}: expected n to divide the width {width}, found n = {n}; {math.gcd(n, width, bottleneck)} would do"
+            )
+        return AdaptedLinear(
+            layer,
+            PHMLinear(width, bottleneck, rule(), rank),
+            PHMLinear(bottleneck, width, rule(), rank),
+        )
 
-    # The last layer inside the attention and inside the MLP: before the gain of the residual branch (LayerScale), if there is one.
+    # The last layer inside the attention and inside the MLP: before the gain of the residual branch
+    # (LayerScale), if there is one.
     replace_layers(backbone, method, ("fc2",) if after_mlp_only else ("proj", "fc2"), adapted)
 
 
 @method("parameter/weight/phm_adapter")
 @dataclass
 class PHMAdapter(Method):
-    """Put a small bottleneck after each attention and each MLP, with 1/n of its weights, spread by learned n x n rules.
+    """Put a small bottleneck after each attention and each MLP, with 1/n of its weights, spread by
+    learned n x n rules.
 
         z -> z + U gelu(D z + d) + u,   D [bottleneck, dim] and U [dim, bottleneck] each = sum_i A_i (x) B_i,   i = 1 .. n
 
-    A_i [n, n] is the rule, B_i [out / n, in / n] the weights. Zhang et al., "Beyond Fully-Connected Layers with Quaternions:
-    Parameterization of Hypercomplex Multiplications with 1/n Parameters", ICLR 2021, arXiv 2102.08597; as an adapter in Karimi Mahabadi et
-    al., "Compacter", NeurIPS 2021, arXiv 2106.04647; github.com/rabeehk/compacter, whose start this is: A normal with spread 0.01, B
-    Glorot-uniform with gain sqrt(2), biases zero. On ViT-B/16: 175,680 parameters. The bottleneck is given as a width, 24 = 768 / 32 as
-    there, so that it fits narrow backbones too. The original trains the LayerNorms as well (38,400 more), and has GELU's tanh
-    approximation.
+    A_i [n, n] is the rule, B_i [out / n, in / n] the weights. Zhang et al., "Beyond Fully-Connected
+    Layers with Quaternions: Parameterization of Hypercomplex Multiplications with 1/n Parameters",
+    ICLR 2021, arXiv 2102.08597; as an adapter in Karimi Mahabadi et al., "Compacter", NeurIPS 2021,
+    arXiv 2106.04647; github.com/rabeehk/compacter, whose start this is: A normal with spread 0.01,
+    B Glorot-uniform with gain sqrt(2), biases zero. On ViT-B/16: 175,680 parameters. The bottleneck
+    is given as a width, 24 = 768 / 32 as there, so that it fits narrow backbones too. The original
+    trains the LayerNorms as well (38,400 more), and has GELU's tanh approximation.
     """
 
     lr = 3e-2
@@ -94,10 +116,21 @@ class PHMAdapter(Method):
     def __post_init__(self) -> None:
         self.expect(isinstance(self.n, int) and self.n >= 1, "n", "an integer of at least 1")
         fits = self.n * max(1, self.bottleneck // self.n)
-        self.expect(self.bottleneck % self.n == 0 < self.bottleneck, "bottleneck", f"that is a multiple of n = {self.n}, such as {fits}")
+        self.expect(
+            self.bottleneck % self.n == 0 < self.bottleneck,
+            "bottleneck",
+            f"that is a multiple of n = {self.n}, such as {fits}",
+        )
 
     def attach(self, backbone: Backbone) -> None:
         def rule() -> nn.Parameter:
             return nn.Parameter(0.01 * torch.randn(self.n, self.n, self.n))
 
-        add_adapters(backbone, "phm_adapter", self.bottleneck, self.n, rule, after_mlp_only=self.after_mlp_only)
+        add_adapters(
+            backbone,
+            "phm_adapter",
+            self.bottleneck,
+            self.n,
+            rule,
+            after_mlp_only=self.after_mlp_only,
+        )

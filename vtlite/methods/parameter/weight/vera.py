@@ -14,16 +14,27 @@ from vtlite.methods.parameter.updates import LowRankLinear, qkv_groups
 
 
 class VeRALinear(LowRankLinear):
-    """A linear layer with vectors b and d of its own in each of `groups`, and the frozen A [R, >= K], B [>= rows, R] of all layers."""
+    """A linear layer with vectors b and d of its own in each of `groups`, and the frozen A [R, >=
+    K], B [>= rows, R] of all layers."""
 
-    def __init__(self, base: nn.Linear, A: nn.Parameter, B: nn.Parameter, d_initial: float, groups: Sequence[bool] = (True,)) -> None:
+    def __init__(
+        self,
+        base: nn.Linear,
+        A: nn.Parameter,
+        B: nn.Parameter,
+        d_initial: float,
+        groups: Sequence[bool] = (True,),
+    ) -> None:
         super().__init__(base, 1.0, groups)
         self.vera_A, self.vera_B = A, B
         self.d = nn.Parameter(torch.full((len(self.starts) * len(A),), d_initial))
         self.b = nn.Parameter(torch.zeros(len(self.starts) * self.rows))
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        A, B = self.vera_A[:, : self.base.in_features], self.vera_B[: self.rows]  # a narrow layer takes their first rows and columns
+        A, B = (
+            self.vera_A[:, : self.base.in_features],
+            self.vera_B[: self.rows],
+        )  # a narrow layer takes their first rows and columns
         G = len(self.starts)
         return self.d[:, None] * A.repeat(G, 1), self.b[:, None] * B.repeat(G, 1)
 
@@ -31,14 +42,17 @@ class VeRALinear(LowRankLinear):
 @method("parameter/weight/vera")
 @dataclass
 class VeRA(Method):
-    """Share one pair of frozen random matrices among all layers, and learn only vectors that scale their rows.
+    """Share one pair of frozen random matrices among all layers, and learn only vectors that scale
+    their rows.
 
         y = x W_0^T + b_0 + x (diag(b) B diag(d) A)^T,   A [rank, in] and B [out, rank] frozen, d [rank], b [out]
 
-    b starts at zero, so training starts from the backbone. Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", ICLR 2024,
-    arXiv 2310.11454; reference code in github.com/huggingface/peft. On ViT-B/16 with rank 256 on queries and values: 24,576 parameters.
-    A and B are Kaiming-uniform, made from `projection_seed` and so in no delta. q and v of a fused layer have vectors of their own, and
-    the same A and B. Where widths differ, narrow layers take a corner of A and B, as in peft. It wants about ten times LoRA's learning rate.
+    b starts at zero, so training starts from the backbone. Kopiczko et al., "VeRA: Vector-based
+    Random Matrix Adaptation", ICLR 2024, arXiv 2310.11454; reference code in
+    github.com/huggingface/peft. On ViT-B/16 with rank 256 on queries and values: 24,576 parameters.
+    A and B are Kaiming-uniform, made from `projection_seed` and so in no delta. q and v of a fused
+    layer have vectors of their own, and the same A and B. Where widths differ, narrow layers take a
+    corner of A and B, as in peft. It wants about ten times LoRA's learning rate.
     """
 
     lr = 1e-1
@@ -49,20 +63,36 @@ class VeRA(Method):
     projection_seed: int = 0  # what A and B are made from
 
     def __post_init__(self) -> None:
-        self.expect(isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1")
-        self.expect(bool(self.targets) and set(self.targets) <= set("qkv"), "targets", "some of the letters q, k, v")
+        self.expect(
+            isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1"
+        )
+        self.expect(
+            bool(self.targets) and set(self.targets) <= set("qkv"),
+            "targets",
+            "some of the letters q, k, v",
+        )
 
     def attach(self, backbone: Backbone) -> None:
         layers = [block.attn for block in attention_blocks(backbone, "vera")]
-        rows, columns = max(attn.qkv.out_features // 3 for attn in layers), max(attn.qkv.in_features for attn in layers)
+        rows, columns = (
+            max(attn.qkv.out_features // 3 for attn in layers),
+            max(attn.qkv.in_features for attn in layers),
+        )
         A, B = self.projections(rows, columns, layers[0].qkv.weight.device)
         for attn in layers:
             attn.qkv = VeRALinear(attn.qkv, A, B, self.d_initial, qkv_groups("qkv", self.targets))
 
-    def projections(self, rows: int, columns: int, device: torch.device) -> tuple[nn.Parameter, nn.Parameter]:
+    def projections(
+        self, rows: int, columns: int, device: torch.device
+    ) -> tuple[nn.Parameter, nn.Parameter]:
         """A [rank, columns] and B [rows, rank], the same on every device."""
         generator = torch.Generator().manual_seed(self.projection_seed)
-        A, B = torch.empty(self.rank, columns, device="cpu"), torch.empty(rows, self.rank, device="cpu")
+        A, B = (
+            torch.empty(self.rank, columns, device="cpu"),
+            torch.empty(rows, self.rank, device="cpu"),
+        )
         for matrix in (A, B):
             nn.init.kaiming_uniform_(matrix, generator=generator)
-        return nn.Parameter(A.to(device), requires_grad=False), nn.Parameter(B.to(device), requires_grad=False)
+        return nn.Parameter(A.to(device), requires_grad=False), nn.Parameter(
+            B.to(device), requires_grad=False
+        )

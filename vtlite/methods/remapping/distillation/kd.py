@@ -27,10 +27,12 @@ class KD(Method):
 
         loss = (1 - weight) CE(z_s, y) + weight T^2 KL(softmax(z_t / T) || softmax(z_s / T))
 
-    Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", NIPS 2014 workshop, arXiv 1503.02531 (T = 4, weight 0.9: the
-    values of the usual repositories). The student is `depth` blocks of the backbone, evenly spaced, with its embedding and norm, all of it
-    trained; copying blocks is the start that DistilBERT made popular (arXiv 1910.01108). Half of ViT-B/16: 43,271,424 parameters.
-    The teacher is given, or `fit` makes it first: the same backbone tuned with `teacher_method` on the same images.
+    Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", NIPS 2014 workshop, arXiv
+    1503.02531 (T = 4, weight 0.9: the values of the usual repositories). The student is `depth`
+    blocks of the backbone, evenly spaced, with its embedding and norm, all of it trained; copying
+    blocks is the start that DistilBERT made popular (arXiv 1910.01108). Half of ViT-B/16:
+    43,271,424 parameters. The teacher is given, or `fit` makes it first: the same backbone tuned
+    with `teacher_method` on the same images.
     """
 
     lr = 2e-3
@@ -42,9 +44,15 @@ class KD(Method):
     weight: float = 0.9  # of the teacher's answer against the label's
     teacher_method: str = "lora"  # how the teacher is tuned if none is given
     teacher_epochs: int = 10
-    student: Any = field(default=None, repr=False, metadata={"model": True})  # a backbone to train instead of this one's blocks
-    teacher: nn.Module | None = field(default=None, repr=False, metadata={"model": True})  # images -> logits over the same classes
-    _source: nn.Module | None = field(default=None, init=False, repr=False)  # what the teacher is tuned from
+    student: Any = field(
+        default=None, repr=False, metadata={"model": True}
+    )  # a backbone to train instead of this one's blocks
+    teacher: nn.Module | None = field(
+        default=None, repr=False, metadata={"model": True}
+    )  # images -> logits over the same classes
+    _source: nn.Module | None = field(
+        default=None, init=False, repr=False
+    )  # what the teacher is tuned from
 
     def __post_init__(self) -> None:
         self.expect(self.depth is None or self.depth >= 1, "depth", "of at least 1")
@@ -60,7 +68,9 @@ class KD(Method):
         attention_blocks(backbone, "kd without a student", plain=True)
         total = len(backbone.blocks)
         depth = total // 2 if self.depth is None else self.depth
-        self.expect(1 <= depth <= total, "depth", f"of at most {total}, the backbone's number of blocks")
+        self.expect(
+            1 <= depth <= total, "depth", f"of at most {total}, the backbone's number of blocks"
+        )
         return with_fewer_blocks(backbone, depth).requires_grad_(True)
 
     def prepare(self, model: Tuned, train: Dataset[Any]) -> None:
@@ -71,7 +81,12 @@ class KD(Method):
             self.teacher = tune(self._source, self.teacher_method, num_classes=model.num_classes)
             fit(self.teacher, train, epochs=self.teacher_epochs, progress=False)
         assert self.teacher is not None
-        self.teacher = copy.deepcopy(self.teacher).to(next(model.parameters()).device).requires_grad_(False).eval()
+        self.teacher = (
+            copy.deepcopy(self.teacher)
+            .to(next(model.parameters()).device)
+            .requires_grad_(False)
+            .eval()
+        )
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         student = model(images)
@@ -79,4 +94,6 @@ class KD(Method):
             return F.cross_entropy(student, labels)  # before `prepare`: only the labels speak
         with torch.no_grad():
             teacher = self.teacher(images)
-        return (1 - self.weight) * F.cross_entropy(student, labels) + self.weight * kd_loss(student, teacher, self.temperature)
+        return (1 - self.weight) * F.cross_entropy(student, labels) + self.weight * kd_loss(
+            student, teacher, self.temperature
+        )
