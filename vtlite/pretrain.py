@@ -14,9 +14,10 @@ from vtlite.backbones import create_backbone, save_backbone
 from vtlite.backbones.resnet import ResNet
 from vtlite.backbones.stages import stages
 from vtlite.data.upstream import Upstream, augment
+from vtlite.method import Tuned
 from vtlite.storage import atomic_write
 from vtlite.training import evaluate, fit
-from vtlite.tuning import Tuned, tune
+from vtlite.tuning import tune
 
 CARD = """# {name}
 

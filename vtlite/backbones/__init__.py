@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtlite.backbones.base import HEADS
 from vtlite.backbones.hybrid import HybridViT
 from vtlite.backbones.resnet import ResNet
-from vtlite.backbones.stages import HEADS
 from vtlite.backbones.swin import SwinTransformer
 from vtlite.backbones.vit import VisionTransformer
 from vtlite.storage import VTError, load_tensors, save_tensors, unknown
