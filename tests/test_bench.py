@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vtlite import bench
-from vtlite.data.tasks import TASKS
+from vtlite.data.tasks import CORE
 from vtlite.methods import METHODS
 from vtlite.storage import VTError
 
@@ -118,7 +118,7 @@ def test_committed_results_are_complete() -> None:
     wanted = {
         key
         for name in bench.ENTRIES
-        for task in TASKS
+        for task in CORE
         for final in (False, True)
         for key in bench._wanted(name, task, final, runs)
     }

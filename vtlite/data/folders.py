@@ -16,7 +16,8 @@ from torch.utils.data import Dataset, Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from vtlite.data.tasks import TRAIN, VAL
+from vtlite.backbones.base import Pixels
+from vtlite.data.images import TRAIN, VAL
 from vtlite.storage import VTError, unknown
 from vtlite.task import Classification, Task
 
@@ -37,7 +38,7 @@ _OTHER = {
 MAX_TEST = 2000
 
 
-def load_folder(path: str | Path, image_size: int) -> Task:
+def load_folder(path: str | Path, pixels: Pixels) -> Task:
     """A task from PATH/train/CLASS/*.png and PATH/test/CLASS/*.png (or .jpg, .webp, ...); images
     are read when they are asked for.
 
@@ -55,7 +56,7 @@ def load_folder(path: str | Path, image_size: int) -> Task:
             )
         try:
             splits.append(
-                datasets.ImageFolder(path / name, transform=_transform(image_size), loader=_read)
+                datasets.ImageFolder(path / name, transform=_transform(pixels), loader=_read)
             )
         except FileNotFoundError as error:
             raise VTError(
@@ -70,7 +71,7 @@ def load_folder(path: str | Path, image_size: int) -> Task:
     return _task(f"folder:{path}", train, test, train.classes, f"images of {path}")
 
 
-def load_torchvision(name: str, root: str | Path, image_size: int) -> Task:
+def load_torchvision(name: str, root: str | Path, pixels: Pixels) -> Task:
     """A task from one of torchvision's classification data sets, by its class name ("CIFAR10"),
     downloaded to `root` if it is not there.
 
@@ -91,7 +92,7 @@ def load_torchvision(name: str, root: str | Path, image_size: int) -> Task:
         if "train" in test_splits[0]
         else {"split": "trainval" if name == "OxfordIIITPet" else "train"}
     )
-    transform = _transform(image_size)
+    transform = _transform(pixels)
     train = _open(cls, root, train_split, transform)
     try:
         test = _open(cls, root, test_splits[0], transform)
@@ -145,17 +146,17 @@ def _task(name: str, train: Any, test: Any, classes: Sequence[str], description:
     )
 
 
-def _transform(size: int) -> v2.Compose:
-    """Any image -> RGB floats [3, size, size] in [-1, 1], the shorter side resized and the middle
-    kept."""
+def _transform(pixels: Pixels) -> v2.Compose:
+    """Any image -> RGB floats [3, H, W], resized until it covers the size and cut to its middle,
+    then (pixel - mean) / std."""
     return v2.Compose(
         [
             v2.RGB(),
-            v2.Resize(size, antialias=True),
-            v2.CenterCrop(size),
+            partial(_covering, size=pixels.size),
+            v2.CenterCrop(pixels.size),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize([0.5] * 3, [0.5] * 3),
+            v2.Normalize(pixels.mean, pixels.std),
         ]
     )
 

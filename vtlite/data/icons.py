@@ -28,7 +28,8 @@ def code(text: str) -> str:
 
 def squeeze(name: str) -> str:
     """A name's letters and digits: "Flag: Côte d’Ivoire" -> "flagcotedivoire"."""
-    name = name.replace("&", "and").replace("#", "hash").replace("*", "asterisk")
+    for sign, word in {"&": "and", "#": "hash", "*": "asterisk", "!": "exclamation"}.items():
+        name = name.replace(sign, word)
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
     return re.sub("[^a-z0-9]", "", plain)
 
@@ -37,7 +38,10 @@ def finder(
     icons: Mapping[str, Any], chars: Mapping[str, str]
 ) -> Callable[[str, Sequence[str]], str]:
     """find(code point, names) -> the icon's name, "" if the package has none of them."""
-    known = {squeeze(name): name for name in (*icons["icons"], *icons.get("aliases", {}))}
+    # An alias is a drawing the other way round, or a name of former times, which may mean something
+    # else today ("cricket" was the game, now it is the insect): only the first kind is one of its own.
+    flipped = [name for name, alias in icons.get("aliases", {}).items() if "hFlip" in alias]
+    known = {squeeze(name): name for name in (*icons["icons"], *flipped)}
     by_point = {code(key): name for key, name in chars.items()}
 
     def find(point: str, names: Sequence[str]) -> str:
