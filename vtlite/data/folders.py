@@ -11,8 +11,7 @@ from urllib.error import URLError
 
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 
@@ -135,13 +134,14 @@ def _task(name: str, train: Any, test: Any, classes: Sequence[str], description:
         raise VTError(
             f"expected at least two training images and one test image in {name}, found {len(order)} and {len(held_out)}"
         )
-    splits: list[Dataset[tuple[Tensor, int]]] = [
-        Subset(train, order[:cut]),
-        Subset(train, order[cut:]),
-        Subset(test, held_out),
-    ]
     return Classification(
-        name, tuple(map(str, classes)), *splits, group="natural", description=description
+        name=name,
+        classes=tuple(map(str, classes)),
+        train=Subset(train, order[:cut]),
+        val=Subset(train, order[cut:]),
+        test=Subset(test, held_out),
+        group="natural",
+        description=description,
     )
 
 

@@ -90,7 +90,7 @@ class KD(Method):
         device, teacher = next(model.parameters()).device, copy.deepcopy(self.teacher)
         if teacher is None:
             teacher = tune(model.network.source.network, self.teacher_method, task).to(device)
-            own = {"lr": teacher.method.lr, "epochs": self.teacher_epochs}
+            own: Any = {"lr": teacher.method.lr, "epochs": self.teacher_epochs}
             train(teacher, task.train, **own, val=None, augment=None, progress=False)
         model.network.teacher = Fixed(teacher.to(device).requires_grad_(False).eval())
         train(model, task.train)
