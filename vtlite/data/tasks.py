@@ -197,7 +197,7 @@ TASKS = tuple(_RECIPES)
 
 
 def load_task(
-    name: str, image_size: int | None = None, like: Any = None, root: str | Path = "data"
+    name: str, image_size: int | None = None, root: str | Path = "data", like: Any = None
 ) -> Task:
     """Load a task by name -> Task with `.train` (800 images), `.val` (200), `.test`, `.classes`.
 
