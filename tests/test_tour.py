@@ -10,7 +10,8 @@ from torch import nn
 
 import vtlite as vt
 from vtlite import tour
-from vtlite.data.tasks import ImageDataset, Task
+from vtlite.data.tasks import ImageDataset
+from vtlite.task import Classification, Task
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def tiny_task() -> Task:
     g = torch.Generator().manual_seed(0)
     images = torch.randint(256, (24, 3, 32, 32), generator=g, dtype=torch.uint8)
     data = ImageDataset(images, torch.arange(24) % 3)
-    return Task("tiny", "structured", data, data, data, ("a", "b", "c"), "noise")
+    return Classification("tiny", ("a", "b", "c"), data, data, data, "structured", "noise")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 import vtlite as vt
 from tests.conftest import make_tiny
-from vtlite.training import Diverged, _Run, parameter_groups
+from vtlite.training import Diverged, Train, _Run, parameter_groups
 
 
 def data(count: int = 30, classes: int = 3, seed: int = 0) -> TensorDataset:
@@ -222,9 +222,8 @@ def test_settings_out_of_range(arguments: dict) -> None:
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
-    run = _Run(
-        tuned(), data(40), None, 10, 1.0, 0, 8, 0.0, 0.2, None
-    )  # 50 steps, the first 10 rising
+    loop = Train(epochs=10, lr=1.0, batch_size=8, warmup=0.2)
+    run = _Run(loop, tuned(), data(40), 0)  # 50 steps, the first 10 rising
     rates = [run.lr_at(step) for step in range(51)]
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert rates[10] == max(rates) == 1.0
@@ -240,11 +239,16 @@ def test_only_matrices_decay() -> None:
         {names[id(p)] for p in group["params"]} for group in parameter_groups(model, 0.1)
     )
     assert decayed | rest == set(names.values())
-    assert {"backbone.pos_embed", "backbone.cls_token", "backbone.norm.weight", "head.bias"} <= rest
     assert {
-        "backbone.blocks.0.attn.qkv.weight",
-        "backbone.patch_embed.proj.weight",
-        "head.weight",
+        "network.backbone.pos_embed",
+        "network.backbone.cls_token",
+        "network.backbone.norm.weight",
+        "network.head.bias",
+    } <= rest
+    assert {
+        "network.backbone.blocks.0.attn.qkv.weight",
+        "network.backbone.patch_embed.proj.weight",
+        "network.head.weight",
     } <= decayed
 
 

@@ -262,15 +262,14 @@ def _classroom(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from vtlite.bench import bench, costs, costs_markdown, entries_of, markdown, summary
-    from vtlite.data.tasks import CORE
+    from vtlite.bench import BENCHED, bench, costs, costs_markdown, entries_of, markdown, summary
     from vtlite.storage import unknown
 
     for task in arguments.task or ():
-        if task not in CORE:
-            raise unknown("task of the benchmark", task, CORE)
+        if task not in BENCHED:
+            raise unknown("task", task, BENCHED)
     entries = entries_of(arguments.group)
-    runs = bench(arguments.results, arguments.workers, entries, tuple(arguments.task or CORE))
+    runs = bench(arguments.results, arguments.workers, entries, tuple(arguments.task or BENCHED))
     rows = summary([run for run in runs if run["entry"] in entries])
     tables = {
         "accuracy": markdown(rows),

@@ -32,7 +32,7 @@ from vtlite.accounting import (
     without_method,
 )
 from vtlite.backbones import create_backbone, load_backbone
-from vtlite.data.tasks import CORE, ImageDataset, load_task
+from vtlite.data.tasks import ImageDataset, load_task
 from vtlite.method import Backbone, Tuned, short
 from vtlite.methods import METHODS, find_method
 from vtlite.storage import VTError, atomic_write, unknown
@@ -40,6 +40,7 @@ from vtlite.task import Task
 from vtlite.training import Diverged, evaluate, fit
 from vtlite.tuning import count_parameters, tune
 
+BENCHED = ("fashion", "digits", "twemoji", "shapes-location", "shapes-count")  # classifications
 SEEDS = (0, 1, 2)
 EPOCHS = 15
 
@@ -151,7 +152,7 @@ def bench(
     results: Path,
     workers: int = 2,
     entries: tuple[str, ...] = tuple(ENTRIES),
-    tasks: tuple[str, ...] = CORE,
+    tasks: tuple[str, ...] = BENCHED,
 ) -> list[dict[str, Any]]:
     """Run what `results` (JSON) lacks, `workers` processes of one thread each, and return all runs.
 
@@ -267,7 +268,7 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         run for run in runs if run["final"] and run["lr"] == chosen[run["entry"], run["task"]]
     ]
     seen = {(run["entry"], run["task"]) for run in finals}
-    tasks = [task for task in CORE if all((name, task) in seen for name, _ in seen)]
+    tasks = [task for task in BENCHED if all((name, task) in seen for name, _ in seen)]
     rows = []
     for name, entry in ENTRIES.items():
         own = [run for run in finals if run["entry"] == name and run["task"] in tasks]

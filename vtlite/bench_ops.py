@@ -534,7 +534,7 @@ def pairs(tiny: bool = False) -> dict[str, tuple[nn.Module, nn.Module]]:
         copy.deepcopy(vit), peft.LoraConfig(r=8, lora_alpha=8, target_modules=["qkv"])
     )
     bound = vt.tune(vit, "linear", num_classes=100)
-    bound.head = copy.deepcopy(head)
+    bound.network.head = copy.deepcopy(head)
     bound.backbone.blocks[0].attn.qkv.bias.requires_grad_()
     theirs = nn.Sequential(adapted, head)
     return (

@@ -59,8 +59,12 @@ class Tuned(nn.Module):
         return self.network.backbone
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> Any:
         return self.network.head
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        owner = self.network if name in ("backbone", "head") else super()
+        owner.__setattr__(name, value)  # `model.head = ...` gives the network another head
 
     @property
     def num_classes(self) -> int:

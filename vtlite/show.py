@@ -6,17 +6,18 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import re
 import shutil
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from vtlite.backbones import create_backbone
+from vtlite.methods import METHODS, Method
+from vtlite.storage import VTError, atomic_write
 from vtlite.taxonomy import (
     GROUPS,
     LEAVES,
@@ -26,9 +27,7 @@ from vtlite.taxonomy import (
     status,
     systems,
 )
-
-if TYPE_CHECKING:
-    from vtlite.methods import Method
+from vtlite.tuning import count_parameters, tune
 
 COUNTED_ON = "vit_base_patch16_224"  # the backbone on which papers count their parameters
 _MARKS = {"implemented": "", "planned": "*", "row": "~"}
@@ -75,7 +74,6 @@ def list_systems(part: str | None = None, as_json: bool = False) -> None:
 def show_method(name: str) -> None:
     """Print all there is to know of a method or system, or list a group or leaf. Raises `VTError`
     with the nearest names."""
-    from vtlite.methods import METHODS
 
     if name in {group.path for group in GROUPS} | {leaf.path for leaf in LEAVES}:
         list_systems(name)
@@ -140,7 +138,6 @@ def show_method(name: str) -> None:
 
 def methods_table() -> str:
     """The implemented methods as a Markdown table, in the taxonomy's order."""
-    from vtlite.methods import METHODS
 
     groups, leaves = (
         {group.path: group.title for group in GROUPS},
@@ -176,7 +173,6 @@ def update_readme(path: str | Path) -> None:
 def write_between(path: str | Path, name: str, table: str) -> None:
     """Replace what is between <!-- name:begin --> and <!-- name:end --> in a Markdown file. Raises
     `VTError` without exactly one such pair."""
-    from vtlite.storage import VTError, atomic_write
 
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     text = Path(path).read_text(encoding="utf-8")
@@ -197,9 +193,6 @@ def count_on_vit_b16(key: str) -> int | None:
 
     Counted on the meta device: no memory, no weights, some milliseconds.
     """
-    from vtlite.backbones import create_backbone
-    from vtlite.storage import VTError
-    from vtlite.tuning import count_parameters, tune
 
     try:
         model = tune(create_backbone(COUNTED_ON, device="meta"), key, num_classes=2)
@@ -218,14 +211,18 @@ def read_docstring(cls: type[Method]) -> tuple[str, str, str]:
 
 
 def read_settings(cls: type[Method]) -> list[tuple[str, str, str]]:
-    """(name, default, meaning) of each setting; the meaning is the comment behind the field in the
-    source."""
-    source = "\n".join(
-        inspect.getsource(base) for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)
-    )
-    comments = dict(re.findall(r"^    (\w+): [^#\n]*# *(.+)$", source, flags=re.MULTILINE))
+    """(name, default, meaning) of each setting; the meaning is the comment behind the field, or the
+    one above it."""
+    meanings: dict[str, str] = {}
+    for base in (base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)):
+        above: list[str] = []
+        for line in map(str.strip, inspect.getsource(base).splitlines()):
+            field, behind = line.partition(":")[0], line.partition("  # ")[2]
+            if field.isidentifier():
+                meanings[field] = behind or " ".join(above)
+            above = [*above, line[2:]] if line.startswith("# ") else []
     settings = [field for field in dataclasses.fields(cls) if field.init]
-    return [(field.name, _default(field), comments.get(field.name, "")) for field in settings]
+    return [(field.name, _default(field), meanings.get(field.name, "")) for field in settings]
 
 
 def source_file(cls: type[Method]) -> str:

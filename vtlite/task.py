@@ -8,12 +8,11 @@ answer, what the loss of an answer is, and how good the answers to a whole split
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from vtlite.backbones.base import feature_maps, features
 from vtlite.ops.cross_entropy import cross_entropy
@@ -34,9 +33,10 @@ class Task:
 
     name: str = ""
     classes: tuple[str, ...] = ()
-    train: Dataset[Any] | None = field(default=None, repr=False)
-    val: Dataset[Any] | None = field(default=None, repr=False)
-    test: Dataset[Any] | None = field(default=None, repr=False)
+    # Datasets of (input, target); None where a task is asked without data of its own.
+    train: Any = field(default=None, repr=False)
+    val: Any = field(default=None, repr=False)
+    test: Any = field(default=None, repr=False)
     group: str = ""
     description: str = field(default="", repr=False)
 
@@ -53,7 +53,7 @@ class Task:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Items in train, val and test."""
-        return tuple(len(cast(Any, s)) if s else 0 for s in (self.train, self.val, self.test))
+        return tuple(len(s) if s else 0 for s in (self.train, self.val, self.test))
 
     def features(self, backbone: nn.Module, inputs: Tensor) -> Tensor:
         """What the head reads: images [B, C, H, W] -> [B, D]."""

@@ -3,13 +3,15 @@ read it from here.
 
 Source: Yu et al., "Visual Tuning", ACM Computing Surveys 2024, arXiv 2305.06061; section numbers
 are the survey's. A system with a key has one file here, `vtlite/methods/<key>.py`, or is to get
-one; a system without a key is a row: one line, its paper, and the nearest method. This module
-imports nothing heavy.
+one; a system without a key is a row: one line, its paper, and the nearest method.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from vtlite.methods import METHODS
+from vtlite.storage import unknown
 
 
 @dataclass(frozen=True)
@@ -460,8 +462,6 @@ def systems(part: str | None = None) -> tuple[System, ...]:
         return SYSTEMS
     parts = {group.path for group in GROUPS} | {leaf.path for leaf in LEAVES}
     if part not in parts:
-        from vtlite.storage import unknown
-
         raise unknown("group", part, parts)
     return tuple(system for system in SYSTEMS if f"{system.leaf}/".startswith(f"{part}/"))
 
@@ -475,16 +475,12 @@ def find_system(name: str) -> System:
     for system in SYSTEMS:
         if name.casefold() in (system.name.casefold(), system.short.casefold()):
             return system
-    from vtlite.storage import unknown
-
     raise unknown("method", name, {system.short for system in SYSTEMS})
 
 
 def status(system: System) -> str:
     """ "implemented", "planned" (it has a key, but no file yet) or "row" (it is described, not
     implemented)."""
-    from vtlite.methods import METHODS
-
     if system.key is None:
         return "row"
     return "implemented" if system.key in METHODS else "planned"
@@ -493,7 +489,5 @@ def status(system: System) -> str:
 def nearest_implemented(system: System) -> str | None:
     """The key of the implemented method to look at: the system itself, its nearest, or the first of
     its leaf or group; None without any."""
-    from vtlite.methods import METHODS
-
     neighbours = [s.key for part in (system.leaf, system.leaf.split("/")[0]) for s in systems(part)]
     return next((key for key in (system.key, system.nearest, *neighbours) if key in METHODS), None)

@@ -227,5 +227,5 @@ def load_delta(model: Tuned | Backbone, path: str | Path) -> Tuned:
 def _tuned_like(backbone: Backbone, metadata: dict[str, Any]) -> Tuned:
     """A fresh model of the method, settings and task that a delta's metadata names."""
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["settings"].items()}
-    task = Task.from_record(metadata["task"])
-    return tune(backbone, metadata["method"], task, **settings)
+    method = make_method(metadata["method"], **settings)
+    return tune(backbone, method, Task.from_record(metadata["task"]))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import vtlite as vt
 from vtlite.backbones.hybrid import HybridViT
-from vtlite.backbones.stages import layer_of, stage_names, stages
+from vtlite.backbones.stages import parameters_by_layer, stage_names, stages
 
 
 def shaken(model: nn.Module, seed: int = 0) -> Any:
@@ -188,6 +188,13 @@ def test_sizes_that_do_not_fit_are_a_sentence(arguments: dict[str, Any], sentenc
         vt.create_backbone(**arguments)
 
 
+def layer_of(backbone: nn.Module) -> dict[str, int]:
+    """The layer of each parameter by its name."""
+    names = {id(p): name for name, p in backbone.named_parameters()}
+    layers = parameters_by_layer(backbone)
+    return {names[id(p)]: i for i, layer in enumerate(layers) for p in layer}
+
+
 def test_stages_run_from_input_to_output() -> None:
     resnet, swin = (
         MAKERS["resnet"](),
@@ -195,22 +202,17 @@ def test_stages_run_from_input_to_output() -> None:
     )
     assert stage_names(resnet) == ["layer1", "layer2", "layer3", "layer4"]
     assert [len(stages(swin)), stage_names(swin)[4]] == [12, "layers.2.blocks.0"]
-    names = stage_names(swin)
+    swin.reset_classifier(2)
     places = {
         "patch_embed.proj.weight": 0,
         "layers.0.blocks.1.norm1.weight": 2,
         "layers.2.downsample.norm.weight": 5,
         "head.fc.bias": 13,
     }
-    assert {name: layer_of(name, names) for name in places} == places
-    assert [
-        layer_of(n, stage_names(resnet))
-        for n in ("conv1.weight", "layer1.0.bn1.bias", "layer4.1.conv2.weight", "fc.weight")
-    ] == [
-        0,
-        1,
-        4,
-        5,
-    ]
-    with pytest.raises(vt.VTError, match="expected a ViT, Swin or ResNet, found Linear"):
+    assert {name: layer_of(swin)[name] for name in places} == places
+    resnet.reset_classifier(2)
+    found = layer_of(resnet)
+    assert [found[n] for n in ("conv1.weight", "layer1.0.bn1.bias")] == [0, 1]
+    assert [found[n] for n in ("layer4.1.conv2.weight", "fc.weight")] == [4, 5]
+    with pytest.raises(vt.VTError, match="expected a backbone of vtlite's or timm's, found Linear"):
         stage_names(nn.Linear(1, 1))

@@ -3,6 +3,7 @@ averages."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from torch.utils.data import TensorDataset
 
 import vtlite as vt
 from tests.conftest import make_tiny
-from vtlite.backbones.stages import layer_of, stage_names
-from vtlite.training import _Run, extract_features, fit_head, parameter_groups
+from vtlite.backbones.stages import parameters_by_layer
+from vtlite.training import Train, _Run, extract_features, fit_head, parameter_groups
 
 
 def data(count: int = 24) -> TensorDataset:
@@ -24,7 +25,8 @@ def data(count: int = 24) -> TensorDataset:
 
 
 def run_of(model: vt.Tuned, epochs: int = 4) -> _Run:
-    return _Run(model, data(), None, epochs, 0.1, 0, 6, 0.0, 0.0, None)
+    loop = Train(epochs=epochs, lr=0.1, batch_size=6, weight_decay=0.0, warmup=0.0)
+    return _Run(loop, model, data(), 0)
 
 
 def test_layerwise_decay_gives_each_layer_its_rate() -> None:
@@ -34,7 +36,7 @@ def test_layerwise_decay_gives_each_layer_its_rate() -> None:
     assert sum(len(g["params"]) for g in groups) == len(names)
     for group in groups:
         for p in group["params"]:
-            name = names[id(p)].removeprefix("backbone.")
+            name = names[id(p)].removeprefix("network.backbone.")
             expected = (
                 0
                 if name.startswith(("cls", "pos", "patch"))
@@ -42,8 +44,7 @@ def test_layerwise_decay_gives_each_layer_its_rate() -> None:
                 if name.startswith("blocks")
                 else 4
             )
-            assert group["layer"] == expected
-            assert model.method.lr_scale(group["layer"], 3, 0.3) == 0.5 ** (4 - expected)
+            assert group["scale"](0.3) == 0.5 ** (4 - expected)
             assert bool(group["weight_decay"]) == (
                 p.ndim >= 2 and "pos_embed" not in name and "cls_token" not in name
             )
@@ -62,14 +63,17 @@ def test_layerwise_decay_of_one_is_full_fine_tuning() -> None:
 
 def test_gradual_unfreezing_goes_from_the_head_down_and_holds_the_rest_exactly() -> None:
     model = vt.tune(make_tiny(depth=3), "gradual_unfreezing", 3, span=1.0)
-    run, names = run_of(model, epochs=5), stage_names(model.backbone)
+    run = run_of(model, epochs=5)
+    layers = parameters_by_layer(model.backbone)
+    layers[-1] += model.head.parameters()
+    layer_of = {id(p): i for i, layer in enumerate(layers) for p in layer}
     images, labels = data()[:6]
     order: list[int] = []
     for step in range(20):
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
-        run.step(step, images, labels)
+        run.one_step(step, images, labels)
         moved = {
-            layer_of(n, names) for n, p in model.named_parameters() if not torch.equal(p, before[n])
+            layer_of[id(p)] for n, p in model.named_parameters() if not torch.equal(p, before[n])
         }
         assert moved == set(range(min(moved), 5))
         order.append(min(moved))
@@ -96,7 +100,7 @@ def test_the_fitted_head_is_logistic_regression() -> None:
 def test_lp_ft_starts_from_the_fitted_head_and_an_untouched_backbone() -> None:
     model = vt.tune(make_tiny(), "lp_ft", 3)
     plain = vt.tune(make_tiny(), "full", 3)
-    model.method.prepare(model, data())
+    model.method.fit(model, replace(model.task, train=data()), Train(epochs=0))
     assert vt.evaluate(model, data())["loss"] < vt.evaluate(plain, data())["loss"]
     assert all(
         torch.equal(a, b)
@@ -133,7 +137,7 @@ def test_wise_ft_ends_between_probe_and_tuned(alpha: float) -> None:
             t, (1 - alpha) * results[0.0][name] + alpha * results[1.0][name], atol=1e-6, rtol=1e-5
         )
         torch.testing.assert_close(results[1.0][name], tuned.state_dict()[name])
-    assert torch.equal(results[0.0]["backbone.norm.weight"], make_tiny().norm.weight)
+    assert torch.equal(results[0.0]["network.backbone.norm.weight"], make_tiny().norm.weight)
 
 
 @pytest.mark.parametrize(
@@ -146,9 +150,9 @@ def test_a_stopped_run_continues_to_the_same_weights(
     vt.fit(whole, data(), epochs=3, progress=False)
     method_save, saved = _Run.save, 0
 
-    def stop(self: _Run, path: Any) -> None:
+    def stop(self: _Run, finished: bool) -> None:
         nonlocal saved
-        method_save(self, path)
+        method_save(self, finished)
         saved += 1
         if saved == 2:
             raise KeyboardInterrupt

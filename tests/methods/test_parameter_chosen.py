@@ -4,6 +4,7 @@ choose it, and what `fit` makes of it."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.methods.checks import CLASSES, SMALL
 from vtlite.methods.parameter.both.gps import SparseModule, contrastive_loss
 from vtlite.methods.parameter.both.spt import Budget, Unit, allocate
 from vtlite.methods.parameter.weight.dldr import DLDR, Subspace, inner, principal_directions
+from vtlite.training import Train
 
 METHODS = ("dldr", "gps", "spt")
 
@@ -45,7 +47,7 @@ def fit(model: vt.Tuned, train: Dataset[Any] | None = None, **settings: Any) -> 
 def prepared(model: vt.Tuned, train: Dataset[Any] | None = None) -> vt.Tuned:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model.method.prepare(model, train or data())
+        model.method.fit(model, replace(model.task, train=train or data()), Train(epochs=0))
     return model
 
 

@@ -220,9 +220,10 @@ class SwinTransformer(VisionBackbone):
 
     def stage_names(self) -> list[str]:
         """The blocks of all stages."""
+        stages: Any = self.layers
         return [
             f"layers.{i}.blocks.{j}"
-            for i, layer in enumerate(self.layers)
+            for i, layer in enumerate(stages)
             for j in range(len(layer.blocks))
         ]
 

@@ -12,6 +12,7 @@ token first), D width, H heads.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -202,7 +203,7 @@ class VisionTransformer(VisionBackbone):
     def feature_maps(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> the patch tokens after the last norm, at their places [B, D, h, w]."""
         patches = self.forward_features(images)[:, self.num_prefix_tokens :]
-        side = self.input_size[0] // self.patch_embed.patch_size[0]
+        side = math.isqrt(patches.shape[1])
         return patches.mT.unflatten(2, (side, side))
 
     def forward_features(self, images: Tensor) -> Tensor:

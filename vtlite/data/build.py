@@ -132,7 +132,7 @@ def _drawn(
         names = (label, label.replace("flag: ", "flag for "), entry["name"] or "")
         name = find(entry["unified"], names)
         tile = icons.tile(drawings, name, TILE) if name else _EMPTY
-        opacity = tile.getextrema()[3][1]
+        opacity = np.asarray(tile)[:, :, 3].max()
         tiles.append(tile if opacity >= 128 else _EMPTY)  # a fog that no one sees is no drawing
     return tiles
 

@@ -73,7 +73,9 @@ class Drawings:
         picks = []
         for label, count in enumerate(counts):
             own = (self.labels == label).nonzero().flatten()
-            rounds = [own[torch.randperm(len(own), generator=g)] for _ in range(-(-count // len(own)))]
+            rounds = [
+                own[torch.randperm(len(own), generator=g)] for _ in range(-(-count // len(own)))
+            ]
             picks.append(torch.cat(rounds)[:count])
         every = torch.cat(picks)
         return self[every[torch.randperm(len(every), generator=g)]]
@@ -187,13 +189,14 @@ def domains(g: Generator) -> Stream:
         labels = torch.tensor([classes.index(facts[i]["category"]) for i in known])
         concepts = torch.tensor([facts[i]["concept"] for i in known])
         drawings = Drawings(sprites[known], labels, concepts)
-        splits = []
-        for part, total in enumerate((400, 100, 300)):
-            own = drawings[held[concepts] == part]
-            splits.append(pictures(own.pick(equal(total, len(classes)), g), g))
-        stages.append(Classification(style, classes, *splits))
-    together = [joined([getattr(s, split) for s in stages]) for split in ("train", "val", "test")]
-    return Stream("", classes, *together, stages=tuple(stages))
+        train, val, test = (
+            pictures(drawings[held[concepts] == part].pick(equal(total, len(classes)), g), g)
+            for part, total in enumerate((400, 100, 300))
+        )
+        stages.append(Classification(style, classes, train, val, test))
+    splits = ([getattr(stage, split) for stage in stages] for split in ("train", "val", "test"))
+    train, val, test = map(joined, splits)
+    return Stream("", classes, train, val, test, stages=tuple(stages))
 
 
 def _shared_drawings() -> list[int]:

@@ -68,24 +68,24 @@ class ImageDataset(Dataset[tuple[Tensor, Any]]):
         sources = None if self.sources is None else self.sources[indices]
         return ImageDataset(self.images[indices], labels, self.mean, self.std, sources)
 
-    def resized(
-        self, size: int | tuple[int, int], interpolation: str = "bilinear"
-    ) -> ImageDataset:
+    def resized(self, size: int | tuple[int, int], interpolation: str = "bilinear") -> ImageDataset:
         """The same images at another height and width, for backbones of another input size; masks
         take the nearest pixel."""
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        if self.images.shape[-2:] == size:
+        side = (size, size) if isinstance(size, int) else size
+        if self.images.shape[-2:] == side:
             return self
         frames = self.images.flatten(0, -4)  # [N (T), C, H, W]
         mode = interpolation if interpolation in ("bilinear", "bicubic") else "bilinear"
         batches = [
-            F.interpolate(batch.float(), size, mode=mode, antialias=True).round().clamp(0, 255)
+            F.interpolate(batch.float(), side, mode=mode, antialias=True).round().clamp(0, 255)
             for batch in frames.split(100)
         ]
         images = torch.cat([batch.byte() for batch in batches])
         return ImageDataset(
             images.unflatten(0, self.images.shape[:-3]),
-            _each(self.labels, lambda labels: _nearest(labels, size) if labels.ndim == 3 else labels),
+            _each(
+                self.labels, lambda labels: _nearest(labels, side) if labels.ndim == 3 else labels
+            ),
             self.mean,
             self.std,
             self.sources,
@@ -145,7 +145,7 @@ TRAIN, VAL = 800, 200
 
 def protocol(
     images: Tensor, labels: Tensor, test_images: Tensor, test_labels: Tensor
-) -> dict[str, ImageDataset]:
+) -> dict[str, Any]:
     """The field's protocol: of images in [0, 1], the first 800 to train on and the others to
     validate, beside a test set -> the three splits by their names."""
     data = ImageDataset(as_bytes(images), labels)

@@ -40,7 +40,8 @@ def motion(g: Generator) -> Clips:
         first = torch.randint(FRAMES, (count,), generator=g)
         clips = as_bytes(_clips(drawn.sprites, first, steps[labels], g))
         splits.append(ImageDataset(clips, labels, sources=drawn.numbers))
-    return Clips("", tuple(STEPS), *splits)
+    train, val, test = splits
+    return Clips("", tuple(STEPS), train, val, test)
 
 
 def _clips(sprites: Tensor, first: Tensor, step: Tensor, g: Generator) -> Tensor:

@@ -12,7 +12,7 @@ from vtlite.data import draw
 from vtlite.data.emoji import Drawings, categories, equal, split, twemoji_drawings
 from vtlite.data.images import TRAIN, VAL, ImageDataset, as_bytes
 from vtlite.data.sheets import TILE
-from vtlite.task import Classification, MultiLabel, Segmentation, Several
+from vtlite.task import Classification, MultiLabel, Segmentation, Several, Task
 
 SIZES = (TRAIN, VAL, 600)
 TURN = math.radians(15)
@@ -29,7 +29,8 @@ def several(g: Generator) -> MultiLabel:
             shown = F.one_hot(own, len(classes)) * (sprites[:, 3].amax((1, 2)) > 0)[:, None]
             labels = torch.maximum(labels, shown.float())
         splits.append(ImageDataset(as_bytes(images), labels))
-    return MultiLabel("", classes, *splits)
+    train, val, test = splits
+    return MultiLabel("", classes, train, val, test)
 
 
 def masks(g: Generator) -> Segmentation:
@@ -42,7 +43,8 @@ def masks(g: Generator) -> Segmentation:
         sprites = draw.place_at(drawn.sprites, x, y, scale, angle)
         images = draw.over(sprites, draw.busy(count, TILE, g))
         splits.append(ImageDataset(as_bytes(images), _visible(sprites), sources=drawn.numbers))
-    return Segmentation("", ("background", "emoji"), *splits)
+    train, val, test = splits
+    return Segmentation("", ("background", "emoji"), train, val, test)
 
 
 def scenes(g: Generator) -> Segmentation:
@@ -54,7 +56,8 @@ def scenes(g: Generator) -> Segmentation:
             images = draw.over(sprites, images)
             mask = torch.where(_visible(sprites) > 0, own.view(-1, 1, 1) + 1, mask)
         splits.append(ImageDataset(as_bytes(images), mask))
-    return Segmentation("", ("background", *categories()), *splits)
+    train, val, test = splits
+    return Segmentation("", ("background", *categories()), train, val, test)
 
 
 PLACES = tuple(
@@ -82,16 +85,12 @@ def questions(g: Generator) -> Several:
         images = as_bytes(draw.over(sprites, draw.patterns(pattern, TILE, g)))
         labels = {"group": drawn.labels, "place": place, "pattern": pattern}
         splits.append(ImageDataset(images, labels, sources=drawn.numbers))
-    parts = {
-        question: Classification(
-            question,
-            classes,
-            *(ImageDataset(s.images, s.labels[question]) for s in splits),
-            "structured",
-        )
-        for question, classes in names.items()
-    }
-    return Several("", (), *splits, parts=parts)
+    train, val, test = splits
+    parts: dict[str, Task] = {}
+    for question, classes in names.items():
+        one, two, three = (ImageDataset(s.images, s.labels[question]) for s in splits)
+        parts[question] = Classification(question, classes, one, two, three, "structured")
+    return Several("", (), train, val, test, parts=parts)
 
 
 def _parts(g: Generator) -> tuple[Drawings, Drawings, Drawings]:

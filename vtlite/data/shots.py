@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -68,7 +69,7 @@ def half(task: Task, which: str) -> Task:
     labels from 0."""
     middle = (task.num_classes + 1) // 2
     first, last = (0, middle) if which == "base" else (middle, task.num_classes)
-    splits = {}
+    splits: dict[str, Any] = {}
     for split in ("train", "val", "test"):
         data = _labelled(task, split)
         own = data.subset(((data.labels >= first) & (data.labels < last)).nonzero().flatten())

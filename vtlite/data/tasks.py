@@ -17,11 +17,10 @@ from torch import Generator
 from vtlite.backbones.base import Pixels, pixels_of
 from vtlite.data import emoji, motion, photographs, scenes, shapes, shots
 from vtlite.data.images import TRAIN, VAL, ImageDataset, normalise
-from vtlite.data.sheets import TILE
 from vtlite.storage import VTError, unknown
 from vtlite.task import Several, Stream, Task
 
-__all__ = ["CORE", "TASKS", "TRAIN", "VAL", "ImageDataset", "load_task", "normalise", "source_of"]
+__all__ = ["TASKS", "TRAIN", "VAL", "ImageDataset", "load_task", "normalise", "source_of"]
 
 TWEMOJI = "Twemoji, CC-BY 4.0"
 
@@ -56,11 +55,12 @@ _RECIPES = {
         emoji.twemoji,
     ),
     "shapes-location": _Recipe(
-        "structured", "in which cell of a 4x4 grid does the one shape lie?", "drawn", shapes.location
+        "structured",
+        "in which cell of a 4x4 grid does the one shape lie?",
+        "drawn",
+        shapes.location,
     ),
-    "shapes-count": _Recipe(
-        "structured", "how many shapes, one to four?", "drawn", shapes.count
-    ),
+    "shapes-count": _Recipe("structured", "how many shapes, one to four?", "drawn", shapes.count),
     "twemoji-subgroups": _Recipe(
         "shifted",
         "sub-groups of emoji, named in words; made for few shots and for base and new classes",
@@ -112,11 +112,10 @@ _RECIPES = {
     ),
 }
 TASKS = tuple(_RECIPES)
-CORE = TASKS[:5]  # the classification tasks of the benchmark, one or two of each group
 
 
 def load_task(
-    name: str, image_size: int | None = None, like: Any = None, root: str | Path = "data"
+    name: str, image_size: int | None = None, root: str | Path = "data", like: Any = None
 ) -> Task:
     """Load a task by name -> Task with `.train` (800 images), `.val` (200), `.test`, `.classes`.
 
@@ -135,8 +134,9 @@ def load_task(
     if rest and kind in ("torchvision", "folder"):
         from vtlite.data.folders import load_folder, load_torchvision
 
-        pixels = pixels if pixels.size else replace(pixels, size=(TILE, TILE))
-        return load_folder(rest, pixels) if kind == "folder" else load_torchvision(rest, root, pixels)
+        return (
+            load_folder(rest, pixels) if kind == "folder" else load_torchvision(rest, root, pixels)
+        )
     if kind not in _RECIPES or name.endswith(":"):
         raise unknown("task", name, (*TASKS, "torchvision:CIFAR10", "folder:PATH"))
     recipe = _RECIPES[kind]

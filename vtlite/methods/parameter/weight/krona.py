@@ -102,9 +102,8 @@ class KronA(Method):
             "some of the letters q, k, v",
         )
         if self.place != "weights":  # of this object only: the class's default merges
-            self.unmergeable = (
-                "it runs beside the MLP, which has a GELU inside, so no weight can take it up"  # type: ignore[misc]
-            )
+            why = "it runs beside the MLP, which has a GELU inside, so no weight can take it up"
+            self.unmergeable = why  # type: ignore[misc]
 
     def attach(self, backbone: Backbone) -> None:
         if self.place == "weights":
