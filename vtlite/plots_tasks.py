@@ -75,7 +75,7 @@ def _clips(task: Task, rows: int) -> Figure:
 def _masks(task: Task, columns: int, rows: int) -> Figure:
     data: Any = task.train
     figure, axes = _grid(2 * rows, columns, 1.15)
-    colours = ListedColormap(["#000000", *plt.get_cmap("tab10").colors][: task.num_classes])  # type: ignore[attr-defined]
+    colours = ListedColormap(["#FFFFFF", *plt.get_cmap("tab10").colors][: task.num_classes])  # type: ignore[attr-defined]
     seen: set[int] = set()
     for i in range(rows * columns):
         image, mask = data[i]
@@ -84,7 +84,9 @@ def _masks(task: Task, columns: int, rows: int) -> Figure:
             _draw(ax, image, data)
         below.imshow(mask, cmap=colours, vmin=-0.5, vmax=task.num_classes - 0.5, alpha=0.7)
         seen |= set(mask.unique().tolist())
-    patches = [Patch(color=colours(c), label=task.classes[c]) for c in sorted(seen)]
+    patches = [
+        Patch(facecolor=colours(c), edgecolor="black", label=task.classes[c]) for c in sorted(seen)
+    ]
     figure.legend(handles=patches, loc="outside lower center", ncols=5, fontsize=8)
     return figure
 
