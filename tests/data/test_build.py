@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +81,7 @@ def write_icons(package: Path) -> None:
     (package / "chars.json").write_text(json.dumps({b"one".hex(): "anything"}))
 
 
-@pytest.fixture
-def sources(tmp_path: Path) -> Path:
+def write_sources(tmp_path: Path) -> Path:
     for vendor in ("google", "twitter"):
         package = tmp_path / "packages" / f"emoji-datasource-{vendor}"
         folder = package / "img" / vendor / "64"
@@ -111,8 +111,8 @@ def sources(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(autouse=True)
-def flat_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def flat_drawings() -> Iterator[None]:
     """Drawing without resvg: the colour of an icon's rectangle, in the part of the square that its
     shape leaves."""
 
@@ -129,7 +129,9 @@ def flat_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
         picture.save(file, "PNG")
         return file.getvalue()
 
-    monkeypatch.setattr(icons, "_render", render)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(icons, "_render", render)
+        yield
 
 
 def build_from(sources: Path) -> list[Path]:
@@ -137,15 +139,24 @@ def build_from(sources: Path) -> list[Path]:
 
 
 @pytest.fixture
-def built(sources: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    build_from(sources)
-    monkeypatch.setattr(sheets, "ASSETS", sources / "out")
-    return sources / "out"
+def sources(tmp_path: Path) -> Path:
+    return write_sources(tmp_path)
 
 
-def test_ten_files_are_written_and_named(sources: Path) -> None:
-    paths = build_from(sources)
-    assert sorted(paths) == sorted((sources / "out").iterdir())
+@pytest.fixture(scope="module")
+def built_once(flat_drawings: None, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return build_from(write_sources(tmp_path_factory.mktemp("sources")))
+
+
+@pytest.fixture
+def built(built_once: list[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sheets, "ASSETS", built_once[0].parent)
+    return built_once[0].parent
+
+
+def test_ten_files_are_written_and_named(built_once: list[Path]) -> None:
+    paths = built_once
+    assert sorted(paths) == sorted(paths[0].parent.iterdir())
     assert {path.name for path in paths} == {
         "emoji.json",
         "noto.webp",
@@ -219,8 +230,8 @@ def test_no_test_photograph_is_upstream_and_kinds_are_kept_apart() -> None:
     assert len(upstream) == len(train) == 5
 
 
-def test_building_twice_gives_the_same_bytes(sources: Path) -> None:
-    first = {path.name: path.read_bytes() for path in build_from(sources)}
+def test_building_twice_gives_the_same_bytes(sources: Path, built_once: list[Path]) -> None:
+    first = {path.name: path.read_bytes() for path in built_once}
     assert {path.name: path.read_bytes() for path in build_from(sources)} == first
 
 
