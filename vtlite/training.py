@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from vtlite.journal import Journal
@@ -353,16 +353,41 @@ def _classification(model: Any, logits: Any) -> Task:
     return Classification(classes=tuple(str(i) for i in range(logits.shape[1])))
 
 
+class Features(Dataset[tuple[Tensor, Any]]):
+    """What a head reads and is to answer, for a whole data set: features [N, ...] and targets [N,
+    ...], or a dict of such."""
+
+    def __init__(self, features: Tensor, targets: Any) -> None:
+        self.features, self.targets = features, targets
+
+    @property
+    def tensors(self) -> tuple[Tensor, Any]:
+        """(features, targets), as torch's TensorDataset has them."""
+        return self.features, self.targets
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        return self.features[index], picked(self.targets, index)
+
+
+def picked(targets: Any, index: int) -> Any:
+    """One of the targets; of a dict, one of each."""
+    if isinstance(targets, dict):
+        return {name: picked(each, index) for name, each in targets.items()}
+    return targets[index]
+
+
 @torch.no_grad()
-def extract_features(model: Tuned, data: Any, batch_size: int = 200) -> TensorDataset:
-    """The features before the head and the targets of a whole data set, computed once ->
-    TensorDataset of [N, D] and [N] (as the task's kind has them)."""
+def extract_features(model: Tuned, data: Any, batch_size: int = 200) -> Features:
+    """The features before the head and the targets of a whole data set, computed once."""
     device = next(model.parameters()).device
     batches = [
         (model.features(inputs.to(device)), targets)
         for inputs, targets in DataLoader(data, batch_size)
     ]
-    return TensorDataset(torch.cat([f for f, _ in batches]), torch.cat([y for _, y in batches]))
+    return Features(torch.cat([f for f, _ in batches]), joined([y for _, y in batches]))
 
 
 def fit_head(model: Tuned, train: Any, c: float = 1.0) -> None:
@@ -372,12 +397,13 @@ def fit_head(model: Tuned, train: Any, c: float = 1.0) -> None:
     The features are standardised by one mean and one standard deviation for the fit, which are then
     folded into the head. Raises `VTError` for a head that is not linear.
     """
-    if not isinstance(model.head, nn.Linear):
+    if not (isinstance(model.head, nn.Linear) and isinstance(model.task, Classification)):
         raise VTError(
-            f"expected a linear head for a logistic regression, found {type(model.head).__name__}; "
-            "choose a classification"
+            "expected a classification with a linear head for a logistic regression, found a "
+            f"{type(model.task).__name__} with a {type(model.head).__name__}; choose another method"
         )
-    features, labels = extract_features(model, train).tensors
+    found = extract_features(model, train)
+    features, labels = found.features, found.targets
     check_labels(labels, model.num_classes)
     mean, std = features.mean(), features.std() + 1e-6
     x, labels = (features - mean) / std, labels.to(features.device)  # [n, D], [n]
