@@ -151,10 +151,17 @@ class Train:
         """
         run = _Run(replace(self, **changes), model, data, self.journal.begin())
         torch.manual_seed(run.seed)
-        history = run.train(each)
+        ended = run.resume()
+        first, last = len(run.history), 0 if ended else run.loop.epochs
+        with run.bar() as bar:
+            for epoch in range(first, last):
+                ended = run.one_epoch(epoch, bar, each)
+                run.save(finished=ended or epoch + 1 == last)
+                if ended:
+                    break
         torch.manual_seed(run.seed + 1)  # what follows draws the same, trained or resumed
-        self.histories.append((model, history))
-        return history
+        self.histories.append((model, run.history))
+        return run.history
 
     def once(self, model: Tuned, do: Callable[[], Any]) -> None:
         """Let `do` change tensors of the model, or take its result from the checkpoint if it was
@@ -191,23 +198,14 @@ class _Run:
         self.optimizer = torch.optim.AdamW(parameter_groups(model, loop.weight_decay), lr=loop.lr)
         self.history: History = []
 
-    def train(self, each: Callable[[float], Any] | None = None) -> History:
-        ended = self.resume()
-        done = len(self.history) * self.steps_per_epoch
-        name = short(self.model.method.key)
+    def bar(self) -> tqdm:
+        """The progress, from where the run stands."""
+        done, name = len(self.history) * self.steps_per_epoch, short(self.model.method.key)
         hidden = not self.loop.progress
-        with tqdm(total=self.total, initial=done, desc=name, disable=hidden, unit="step") as bar:
-            for epoch in range(len(self.history), 0 if ended else self.loop.epochs):
-                row, ended = self.one_epoch(epoch, bar, each)
-                self.history.append(row)
-                self.save(finished=ended or epoch + 1 == self.loop.epochs)
-                if ended:
-                    break
-        return self.history
+        return tqdm(total=self.total, initial=done, desc=name, disable=hidden, unit="step")
 
-    def one_epoch(
-        self, epoch: int, bar: tqdm, each: Callable[[float], Any] | None
-    ) -> tuple[dict[str, float], bool]:
+    def one_epoch(self, epoch: int, bar: tqdm, each: Callable[[float], Any] | None) -> bool:
+        """Train, validate, and add a row to the history; True if `each` ended the training."""
         # Each epoch has its own random numbers: a resumed run needs no saved generator.
         torch.manual_seed(self.seed * 1_000_003 + epoch)
         start, loss_sum, seen, ended = time.perf_counter(), 0.0, 0, False
@@ -231,7 +229,8 @@ class _Run:
             row.update({f"val_{name}": value for name, value in scores.items()})
         shown = ("loss", f"val_{self.model.task.metric}")
         bar.set_postfix({name: f"{row[name]:.3f}" for name in shown if name in row})
-        return {**row, "seconds": time.perf_counter() - start}, ended
+        self.history.append({**row, "seconds": time.perf_counter() - start})
+        return ended
 
     def one_step(self, step: int, inputs: Any, targets: Any) -> float:
         self.model.task.check(targets)
