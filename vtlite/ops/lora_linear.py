@@ -1,4 +1,4 @@
-"""LoRA linear: y = x W^T + b + s (x A^T) B^T with W and b frozen, for one low-rank update or
+"""LoRA linear: y = x W^T + b + s (x A^T) B^T with W frozen, for one low-rank update or
 several side by side (parameter tuning).
 
     h  = s x A^T              dh = s dy B
@@ -144,7 +144,15 @@ def _backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]
     )
     parts = zip(_parts(B, ctx.starts), h.split(B.shape[1], dim=1), strict=True)
     dB = torch.cat([(h_g.mT @ dy[:, rows]).mT for (rows, _), h_g in parts])
-    return dx if ctx.needs_input_grad[0] else None, None, None, dh.mT @ x, dB, None, None
+    return (
+        dx if ctx.needs_input_grad[0] else None,
+        None,
+        dy.sum(0) if ctx.needs_input_grad[2] else None,
+        dh.mT @ x,
+        dB,
+        None,
+        None,
+    )
 
 
 _lora_linear.register_autograd(_backward, setup_context=_setup)
@@ -311,13 +319,11 @@ def lora_linear(
     scale: float = 1.0,
     starts: Sequence[int] = (0,),
 ) -> Tensor:
-    """As `lora_linear_reference`, in one operation: gradients go to x, A and B only. CUDA tensors
+    """As `lora_linear_reference`, in one operation: gradients go to x, bias, A and B. CUDA tensors
     take the kernel, others the CPU's products.
 
     No second derivatives and no `torch.func` transforms; the reference has both.
     """
-    x, weight, bias, A, B = same_dtype(
-        x, weight.detach(), None if bias is None else bias.detach(), A, B
-    )
+    x, weight, bias, A, B = same_dtype(x, weight.detach(), bias, A, B)
     y, _ = _lora_linear(x.reshape(-1, x.shape[-1]), weight, bias, A, B, scale, list(starts))
     return y.view(*x.shape[:-1], weight.shape[0])
