@@ -73,13 +73,14 @@ class Case:
 
 
 def _lora_linear(r: Callable[..., Tensor], shape: str) -> tuple[Any, ...]:
-    starts = (0, 4) if shape == "groups" else (0,)  # rows 0, 1 and 4, 5 of 6, as q and v of qkv
+    starts = (0, 4) if shape in ("groups", "shared A") else (0,)  # rows 0, 1 and 4, 5 of 6, as q and v of qkv
     G, K, N, R = len(starts), 5, 6, 2
     if shape == "blocks":
         K, N, R = 70, 131, 17
     bias = None if shape == "no bias" else r(N, grad=shape == "trained bias")
     x = r(*rows(shape), K, grad=shape != "frozen x")  # x needs no gradient in the first block
-    return x, r(N, K, grad=False), bias, r(G * R, K), r(2 * G if G > 1 else N, R), 0.5, starts
+    A = r(R, K, grad=False) if shape == "shared A" else r(G * R, K)
+    return x, r(N, K, grad=False), bias, A, r(2 * G if G > 1 else N, R), 0.5, starts
 
 
 def _kron_linear(r: Callable[..., Tensor], shape: str) -> tuple[Any, ...]:
@@ -196,7 +197,7 @@ OPS = {
         lora_linear.lora_linear,
         lora_linear.lora_linear_reference,
         _lora_linear,
-        own_shapes=("groups", "no bias", "trained bias", "frozen x"),
+        own_shapes=("groups", "shared A", "no bias", "trained bias", "frozen x"),
         operands=lambda x, *rest: (
             x.detach().flatten(0, -2).requires_grad_(x.requires_grad),
             *rest[:-1],
