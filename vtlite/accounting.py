@@ -13,10 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from vtlite.storage import VTError
@@ -30,6 +34,8 @@ __all__ = [
     "flops",
     "kept_bytes",
     "latency_ratio",
+    "step_bytes",
+    "step_flops",
     "step_ratio",
     "step_time",
     "without_method",
@@ -55,6 +61,27 @@ def flops(model: nn.Module, images: Tensor) -> int:
     return counter.get_total_flops()
 
 
+def step_flops(model: Tuned, images: Tensor, labels: Tensor) -> int:
+    """The same of a whole training step, forward and backward. Products are counted; what moves or
+    adds numbers (a gather, a norm, the optimiser) is not."""
+    model = copy.deepcopy(model).train()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.method.backward(model, images, labels)
+    return counter.get_total_flops()
+
+
+class _FusedAttention(TorchFunctionMode):
+    """On the meta device, the attention that CPUs and GPUs have: its own choice would keep every
+    softmax."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention and args[0].is_meta and not kwargs:
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args)[0]
+        return func(*args, **(kwargs or {}))
+
+
 def kept_bytes(call: Callable[[], Tensor], own: Iterable[Tensor]) -> int:
     """Bytes that the forward pass `call` keeps for the backward pass, the tensors in `own` (inputs,
     parameters) not counted."""
@@ -67,7 +94,8 @@ def kept_bytes(call: Callable[[], Tensor], own: Iterable[Tensor]) -> int:
         kept.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    saved = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with saved, _FusedAttention():
         out = call()
     del out
     return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in mine)
@@ -78,12 +106,24 @@ def activation_memory(model: Tuned, images: Tensor, labels: Tensor) -> int:
     themselves not counted."""
     training = model.training
     model.train()
-    kept = kept_bytes(
-        lambda: model.method.loss(model, images, labels),
-        (*model.parameters(), *model.buffers(), images, labels),
-    )
+    own = (*_resident(model), images, labels)
+    kept = kept_bytes(lambda: model.method.loss(model, images, labels), own)
     model.train(training)
     return kept
+
+
+def step_bytes(model: Tuned, images: Tensor, labels: Tensor) -> int:
+    """The same of a whole training step, for methods with a backward pass of their own."""
+    model = copy.deepcopy(model).train()
+    own = (*_resident(model), images, labels)
+    return kept_bytes(lambda: model.method.backward(model, images, labels), own)
+
+
+def _resident(model: Tuned) -> list[Tensor]:
+    """What is in memory before a step: parameters, buffers, and what the method holds (the
+    pre-trained weights of L2-SP)."""
+    held = [t for t in tree_leaves(vars(model.method)) if isinstance(t, Tensor)]
+    return [*model.parameters(), *model.buffers(), *held]
 
 
 def step_time(model: Tuned, images: Tensor, labels: Tensor, repeats: int = 7) -> float:

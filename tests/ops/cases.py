@@ -73,7 +73,8 @@ class Case:
 
 
 def _lora_linear(r: Callable[..., Tensor], shape: str) -> tuple[Any, ...]:
-    starts = (0, 4) if shape in ("groups", "shared A") else (0,)  # rows 0, 1 and 4, 5 of 6, as q and v of qkv
+    # Rows 0, 1 and 4, 5 of 6, as q and v of qkv.
+    starts = (0, 4) if shape in ("groups", "shared A") else (0,)
     G, K, N, R = len(starts), 5, 6, 2
     if shape == "blocks":
         K, N, R = 70, 131, 17
