@@ -37,6 +37,7 @@ __all__ = [
     "step_bytes",
     "step_flops",
     "step_ratio",
+    "step_ratios",
     "step_time",
     "without_method",
 ]
@@ -129,7 +130,7 @@ def _resident(model: Tuned) -> list[Tensor]:
 def step_time(model: Tuned, images: Tensor, labels: Tensor, repeats: int = 7) -> float:
     """Seconds of one training step (forward, backward, AdamW) on this batch, the median of
     `repeats`; `model` stays as it was."""
-    return statistics.median(_times(_step(model, images, labels), repeats)[0])
+    return statistics.median(_times([_step(model, images, labels)], repeats)[0])
 
 
 def step_ratio(
@@ -137,8 +138,18 @@ def step_ratio(
 ) -> float:
     """How many times as long a training step of `model` takes as one of `reference`: the median of
     ratios measured in turns."""
-    ours, theirs = _times(_step(model, images, labels), repeats, _step(reference, images, labels))
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return step_ratios([model], reference, images, labels, repeats)[0]
+
+
+def step_ratios(
+    models: Iterable[Tuned], reference: Tuned, images: Tensor, labels: Tensor, repeats: int = 15
+) -> list[float]:
+    """The same of several models, all in turns with the reference."""
+    steps = [_step(model, images, labels) for model in (reference, *models)]
+    theirs, *ours = _times(steps, repeats)
+    return [
+        statistics.median(a / b for a, b in zip(taken, theirs, strict=True)) for taken in ours
+    ]
 
 
 def _step(model: Tuned, images: Tensor, labels: Tensor) -> Callable[[], None]:
@@ -159,7 +170,7 @@ def latency_ratio(
 ) -> float:
     """How many times as long `model` takes as `reference` for one forward pass: the median of
     ratios measured in turns."""
-    ours, theirs = _times(lambda: model(images), repeats, lambda: reference(images))
+    ours, theirs = _times([lambda: model(images), lambda: reference(images)], repeats)
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
@@ -172,13 +183,9 @@ def without_method(model: Tuned) -> nn.Module:
         return model
 
 
-def _times(
-    call: Callable[[], object], repeats: int, other: Callable[[], object] | None = None
-) -> tuple[list[float], list[float]]:
-    """Seconds of each of `repeats` calls, and of `other` called in turns with it, after one warm-up
-    of both."""
-    calls = [call] if other is None else [call, other]
-    taken: list[list[float]] = [[], []]
+def _times(calls: list[Callable[[], object]], repeats: int) -> list[list[float]]:
+    """Seconds of each of `repeats` runs of each call, in turns, after one warm-up of all."""
+    taken: list[list[float]] = [[] for _ in calls]
     for i in range(repeats + 1):
         for which, function in enumerate(calls):
             start = time.perf_counter()
@@ -187,4 +194,4 @@ def _times(
                 torch.cuda.synchronize()
             if i:
                 taken[which].append(time.perf_counter() - start)
-    return taken[0], taken[1]
+    return taken
