@@ -92,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--workers", type=int, default=2)
     bench.add_argument(
+        "--counted",
+        type=Path,
+        metavar="FILE",
+        help="instead: what one training step of each method costs on ViT-B/16, written to this JSON",
+    )
+    bench.add_argument(
         "--update",
         type=Path,
         metavar="FILE",
@@ -218,7 +224,7 @@ def _run(arguments: argparse.Namespace) -> None:
             pretrain(arguments.name, out, arguments.epochs, arguments.lr, arguments.seed)
             print(f"written: {out} and its card {out.with_suffix('.md')}")
         case "bench":
-            _bench(arguments)
+            (_counted if arguments.counted else _bench)(arguments)
         case "bench-ops":
             from vtlite.bench_ops import bench_ops
 
@@ -259,6 +265,16 @@ def _classroom(arguments: argparse.Namespace) -> None:
     for row in rows:
         print(f"{row['student']:20} {row['points']:5g} of {row['of']:g}  {row['status']}")
     print(f"written: {arguments.out} and a page per student in {arguments.out.with_suffix('')}")
+
+
+def _counted(arguments: argparse.Namespace) -> None:
+    from vtlite.counting import counted, table
+    from vtlite.show import write_between
+
+    found = table(counted(arguments.counted))
+    print(found)
+    if arguments.update:
+        write_between(arguments.update, "counted", found)
 
 
 def _bench(arguments: argparse.Namespace) -> None:
