@@ -1,130 +1,181 @@
-"""`python -m vtlite pretrain`: make the embedded backbone again, from the embedded upstream images
-alone."""
+"""`python -m vtlite pretrain`: make the embedded networks again, from the embedded images alone.
+
+One training asks three questions about each picture, and adds their losses: which words belong to
+it (CLIP's contrast with a text tower), of which kind it is (a label), and where it lies (centre and
+size). So the two-tower model and the backbone are made at once.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
 
-import vtlite
-from vtlite.backbones import create_backbone, save_backbone
-from vtlite.backbones.resnet import ResNet
-from vtlite.backbones.stages import stages
-from vtlite.data.upstream import Upstream, augment
-from vtlite.storage import atomic_write
-from vtlite.training import evaluate, fit
-from vtlite.tuning import Tuned, tune
+from vtlite.backbones import create_backbone
+from vtlite.backbones.clip import CLIP, TextTransformer
+from vtlite.backbones.tokenizer import WordTokenizer
+from vtlite.data.upstream import CONCEPT, Batch, Upstream
+from vtlite.storage import load_tensors, save_tensors
 
-CARD = """# {name}
+NETWORKS = {"vtlite-clip": "vtlite-tiny", "vtlite-tiny": "vtlite-tiny"}  # -> image tower
+WIDTH, DEPTH, HEADS, CONTEXT = 96, 3, 3, 16  # of the text tower; the towers meet at its width
+EVERY = 250  # steps from one kept state to the next
+WARMUP = 0.03  # of all steps
 
-{architecture}
-Stored in half precision; load it with `vt.load_backbone("{name}")`.
 
-- **Made by** `python -m vtlite pretrain --name {name} --epochs {epochs} --lr {lr} --seed {seed}`: supervised classification into
-  {classes} classes with `vt.fit` (AdamW, weight decay {weight_decay}, batch {batch_size}, {warmup:.0%} warm-up, cosine), {seen:,} augmented
-  images, {minutes:.0f} minutes on {threads} CPU threads, torch {torch}, vtlite {version}. The same seed gives the same weights on the same
-  machine and number of threads; a run that was stopped continues.
-- **Data** (`vtlite/data/upstream.py`): 1,906 Noto emoji in 98 sub-categories (Apache-2.0) and 5,000 Fashion-MNIST training photographs of five
-  classes (MIT), recoloured, moved and laid on random backgrounds. None of these images, and none of the five other clothing classes, is in
-  a downstream task.
-- **Upstream accuracy**: {accuracy:.3f} over the {classes} classes, on freshly augmented training images (there is no upstream test set).
-- **What it is worth downstream**: `benchmarks/README.md`, against a random backbone, pixels and training from scratch.
-- **Limits**: small pictures, synthetic backgrounds, no photographs of scenes. It is for learning and for tests, not for products.
-- **Licence**: Apache-2.0, as vtlite.
-"""
+class Pretraining(nn.Module):
+    """A CLIP and the two linear heads that the other questions need while it is trained."""
+
+    def __init__(self, visual: nn.Module, data: Upstream) -> None:
+        super().__init__()
+        tokenizer = WordTokenizer.of(data.texts(), CONTEXT)
+        text = TextTransformer(len(tokenizer.vocabulary), CONTEXT, WIDTH, DEPTH, HEADS)
+        self.clip = CLIP(visual, text, WIDTH, tokenizer)
+        self.kind = nn.Linear(self.clip.visual.num_features, len(data.classes))
+        self.where = nn.Linear(self.clip.visual.num_features, 3)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The three losses: words, kind, where."""
+        features = self.clip.visual(batch.images)  # [B, D]
+        images = F.normalize(features @ self.clip.visual_projection, dim=-1)
+        captions = list(dict.fromkeys(batch.captions))  # each only once, [U]
+        texts = self._encode(captions)
+        words = contrast(self.clip.logits(images, texts), *matches(batch, captions))
+        kind = F.cross_entropy(self.kind(features), batch.labels, label_smoothing=0.1)
+        where = F.smooth_l1_loss(self.where(features), batch.where, beta=0.1)
+        return words, kind, where
+
+    def _encode(self, captions: list[str]) -> Tensor:
+        """Text features [U, E], the shorter half by itself: there the tower has less to read."""
+        tokens = self.clip.tokenizer(captions, truncate=True)
+        order = tokens.argmax(-1).argsort(stable=True)
+        texts = torch.cat([self.clip.encode_text(half) for half in tokens[order].chunk(2)])
+        return texts[order.argsort()]
+
+
+def matches(batch: Batch, captions: list[str]) -> tuple[Tensor, Tensor]:
+    """Which captions are a picture's own, and which are true of it all the same: bool [B, U] each.
+
+    Its own are the one it was drawn with and all that are about the same concept. True as well is
+    what another picture of its kind or group was called by; that is neither right nor wrong.
+    """
+    column = {caption: u for u, caption in enumerate(captions)}
+    index = torch.tensor([column[caption] for caption in batch.captions])  # [B]
+    first = torch.tensor([batch.captions.index(caption) for caption in captions])  # [U]
+    about = batch.about[first]
+    topic = batch.topics[first, about]  # [U], what the caption is about
+    true = batch.topics[:, about] == topic  # [B, U]
+    own = (true & (about == CONCEPT)) | (index[:, None] == torch.arange(len(captions)))
+    return own, true & ~own
+
+
+def contrast(logits: Tensor, own: Tensor, aside: Tensor) -> Tensor:
+    """CLIP's loss over logits [B, U] where several texts may belong to a picture: the target is
+    spread over `own`, and the pairs of `aside` do not take part."""
+    logits, target = logits - 1e4 * aside, own.float()
+    by_image = F.cross_entropy(logits, target / target.sum(1, keepdim=True))
+    by_text = F.cross_entropy(logits.T, (target / target.sum(0)).T)
+    return (by_image + by_text) / 2
 
 
 def pretrain(
     name: str,
     out: Path,
-    epochs: int,
+    steps: int,
     lr: float,
     seed: int = 0,
-    batch_size: int = 64,
-    weight_decay: float = 0.05,
+    batch_size: int = 256,
+    weight_decay: float = 0.1,
     progress: bool = True,
-) -> Tuned:
-    """Train the architecture `name` on the upstream images and write `out` (safetensors) and its
-    card beside it.
-
-    Deterministic by `seed`. The state after every epoch is kept in `out` with the suffix
-    `.partial`; the same call continues from it, and removes it when done.
-    """
-    data, warmup = Upstream(), 0.05
+) -> CLIP:
+    data = Upstream()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        blank = create_backbone(name)
-    model = tune(blank, "full", num_classes=len(data.classes), seed=seed)
+        model = Pretraining(create_backbone(NETWORKS[name]), data)
+    decay = min(0.999, 1 - 20 / max(20, steps))  # averages the last twentieth, at most 1,000 steps
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    optimiser = torch.optim.AdamW(_groups(model, weight_decay), lr=lr, betas=(0.9, 0.98), fused=True)
     partial = out.with_suffix(".partial")
-    start = time.perf_counter()
-    history = fit(
-        model,
-        data,
-        epochs=epochs,
-        lr=lr,
-        seed=seed,
-        batch_size=batch_size,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        augment=augment,
-        checkpoint=partial,
-        progress=progress,
-    )
-    print(
-        f"trained in {time.perf_counter() - start:.0f} s (this call), last loss {history[-1]['loss']:.3f}"
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        accuracy = evaluate(torch.nn.Sequential(_Augment(), model), data)["accuracy"]
-    save_backbone(
-        model.backbone,
-        out,
-        half=True,
-        made_by="python -m vtlite pretrain",
-        epochs=epochs,
-        lr=lr,
-        seed=seed,
-    )
-    card = CARD.format(
-        name=name,
-        architecture=describe(blank),
-        epochs=epochs,
-        lr=lr,
-        seed=seed,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        batch_size=batch_size,
-        classes=len(data.classes),
-        seen=epochs * len(data),
-        accuracy=accuracy,
-        minutes=sum(row["seconds"] for row in history) / 60,
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        version=vtlite.__version__,
-    )
-    with atomic_write(out.with_suffix(".md")) as temporary:
-        temporary.write_text(card)
-    partial.unlink()
-    return model
+    done, seconds = _restore(partial, model, average, optimiser) if partial.exists() else (0, 0.0)
+    start = time.perf_counter() - seconds
+    bar = tqdm(total=steps, initial=done, disable=not progress, mininterval=10, desc=name)
+    for step in range(done, steps):
+        for group in optimiser.param_groups:
+            group["lr"] = lr * _factor(step / steps)
+        losses = model(data.batch(batch_size, seed * 1_000_000 + step))
+        optimiser.zero_grad()
+        sum(losses).backward()  # type: ignore[union-attr]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        with torch.no_grad():
+            model.clip.logit_scale.clamp_(max=CLIP.logit_scale_max)
+        average.update_parameters(model)
+        bar.update()
+        if step % 50 == 0:
+            bar.set_postfix_str(" ".join(f"{float(loss):.3f}" for loss in losses))
+        if (step + 1) % EVERY == 0:
+            _keep(partial, model, average, optimiser, step + 1, time.perf_counter() - start)
+    bar.close()
+    return average.module.clip
 
 
-def describe(backbone: Any) -> str:
-    """The architecture in two lines of a card."""
-    parameters = f"{sum(p.numel() for p in backbone.parameters()):,} parameters without head"
-    if isinstance(backbone, ResNet):
-        depths, width = [len(stage) for stage in stages(backbone)], len(backbone.bn1.weight)
-        return f"A ResNet with torchvision's names: {parameters}, {depths} blocks in its stages, width {width},\nfor small images (32x32)."
-    embed = backbone.patch_embed
-    return (
-        f"A Vision Transformer with timm's names: {parameters}, images {embed.img_size[0]}x{embed.img_size[0]}, "
-        f"patches {embed.patch_size[0]}x{embed.patch_size[0]},\nwidth {backbone.embed_dim}, {len(backbone.blocks)} blocks, "
-        f"{backbone.num_heads} heads, {backbone.global_pool} pooling."
-    )
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; vectors, embeddings and the scale do not."""
+    bare = ("cls_token", "pos_embed", "positional_embedding", "token_embedding.weight")
+    matrices = {
+        name: p for name, p in model.named_parameters() if p.ndim >= 2 and not name.endswith(bare)
+    }
+    rest = [p for name, p in model.named_parameters() if name not in matrices]
+    return [
+        {"params": list(matrices.values()), "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
 
 
-class _Augment(torch.nn.Module):
-    def forward(self, sprites: torch.Tensor) -> torch.Tensor:
-        return augment(sprites)
+def _factor(done: float) -> float:
+    """Of the learning rate: a linear warm-up, then half a cosine."""
+    if done < WARMUP:
+        return (done + 1e-3) / (WARMUP + 1e-3)
+    return 0.5 + 0.5 * math.cos(math.pi * (done - WARMUP) / (1 - WARMUP))
+
+
+def _keep(
+    path: Path,
+    model: nn.Module,
+    average: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    seconds: float,
+) -> None:
+    """Everything that the rest of the training depends on, in one file."""
+    state = optimiser.state_dict()["state"]
+    tensors = {
+        **{f"model.{key}": t for key, t in model.state_dict().items()},
+        **{f"average.{key}": t for key, t in average.state_dict().items()},
+        **{f"optimiser.{i}.{key}": t for i, each in state.items() for key, t in each.items()},
+    }
+    save_tensors(path, tensors, {"step": step, "seconds": seconds})
+
+
+def _restore(
+    path: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer
+) -> tuple[int, float]:
+    tensors, metadata = load_tensors(path)
+    for prefix, module in (("model.", model), ("average.", average)):
+        module.load_state_dict(
+            {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+        )
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimiser."):
+            _, index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = tensor
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    return int(str(metadata["step"])), float(str(metadata["seconds"]))
