@@ -12,6 +12,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,6 +126,18 @@ class BPETokenizer:
         return _table(
             texts, numbers, self.number[START], self.number[END], self.context, truncate
         )
+
+
+def published_tokenizer(vocabulary: int, context: int) -> Any:
+    """open_clip's tokenizer for a model of CLIP's vocabulary, where that package is installed;
+    otherwise None, and a `BPETokenizer` has to be set by hand."""
+    if vocabulary != BYTE_PAIRS + 2 * 256 + 2:
+        return None
+    try:
+        import open_clip
+    except ImportError:
+        return None
+    return BPETokenizer(Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz", context)
 
 
 def _letters() -> dict[int, str]:
