@@ -1,7 +1,8 @@
 """`python -m vtlite pretrain`: make the embedded networks again, from the embedded images alone.
 
-One training asks three questions about each picture, and adds their losses: which words belong to
-it (CLIP's contrast with a text tower), of which kind it is (a label), and where it lies (centre and
+One training asks four questions about each picture, and adds their losses: which words of the
+batch belong to it (CLIP's contrast with a text tower), which of all names (the same contrast, with
+text features that are some steps old), of which kind it is (a label), and where it lies (centre and
 size). So the two-tower model and the backbone are made at once.
 """
 
@@ -18,14 +19,24 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from vtlite.backbones import create_backbone
+from vtlite.backbones import create_backbone, save_backbone
 from vtlite.backbones.clip import CLIP, TextTransformer
 from vtlite.backbones.tokenizer import WordTokenizer
-from vtlite.data.upstream import CONCEPT, Batch, Upstream
-from vtlite.storage import load_tensors, save_tensors
+from vtlite.data import draw
+from vtlite.data.sheets import TILE, emoji
+from vtlite.data.upstream import CONCEPT, Batch, Upstream, plain
+from vtlite.storage import VTError, atomic_write, load_tensors, save_tensors, unknown
+from vtlite.zero_shot import zero_shot
 
-NETWORKS = {"vtlite-clip": "vtlite-tiny", "vtlite-tiny": "vtlite-tiny"}  # -> image tower
+NETWORKS = {  # name -> the image tower that is trained for it
+    "vtlite-clip": "vtlite-tiny",
+    "vtlite-tiny": "vtlite-tiny",  # the same training; the image tower alone is kept
+    "vtlite-resnet": "vtlite-resnet",
+}
 WIDTH, DEPTH, HEADS, CONTEXT = 96, 3, 3, 16  # of the text tower; the towers meet at its width
+PROMPT = "an emoji of {}"  # for kinds and groups when the result is measured
+AGE = 25  # steps until the features of all names are made anew
+WEIGHTS = (1.0, 0.5, 0.5, 1.0)  # of the losses: words, names, kind, where
 EVERY = 250  # steps from one kept state to the next
 WARMUP = 0.03  # of all steps
 
@@ -40,17 +51,25 @@ class Pretraining(nn.Module):
         self.clip = CLIP(visual, text, WIDTH, tokenizer)
         self.kind = nn.Linear(self.clip.visual.num_features, len(data.classes))
         self.where = nn.Linear(self.clip.visual.num_features, 3)
+        self.names = tokenizer(data.names(), truncate=True)  # [C, L], by concept
+        self.renew()
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The three losses: words, kind, where."""
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Make the features of all names [C, E] anew."""
+        self.named = torch.cat([self.clip.encode_text(part) for part in self.names.split(256)])
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The four losses: words, names, kind, where."""
         features = self.clip.visual(batch.images)  # [B, D]
         images = F.normalize(features @ self.clip.visual_projection, dim=-1)
         captions = list(dict.fromkeys(batch.captions))  # each only once, [U]
         texts = self._encode(captions)
         words = contrast(self.clip.logits(images, texts), *matches(batch, captions))
+        names = F.cross_entropy(self.clip.logits(images, self.named), batch.topics[:, CONCEPT])
         kind = F.cross_entropy(self.kind(features), batch.labels, label_smoothing=0.1)
         where = F.smooth_l1_loss(self.where(features), batch.where, beta=0.1)
-        return words, kind, where
+        return torch.stack([words, names, kind, where])
 
     def _encode(self, captions: list[str]) -> Tensor:
         """Text features [U, E], the shorter half by itself: there the tower has less to read."""
@@ -95,6 +114,18 @@ def pretrain(
     weight_decay: float = 0.1,
     progress: bool = True,
 ) -> CLIP:
+    """Train the network `name` (see NETWORKS) and write `out` (safetensors), its card beside it
+    and, for the two-tower model, its vocabulary.
+
+    Deterministic by `seed`: the batch of each step has a seed of its own. The state after every
+    250 steps is kept in `out` with the suffix `.partial`; the same call continues from it, and
+    removes it when done. What is written is the moving average of the weights. Raises `VTError`
+    for an unknown name, or a state of another run.
+    """
+    if name not in NETWORKS:
+        raise unknown("backbone", name, NETWORKS)
+    settings = {"name": name, "steps": steps, "lr": lr, "seed": seed}
+    settings |= {"batch_size": batch_size, "weight_decay": weight_decay}
     data = Upstream()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -103,15 +134,19 @@ def pretrain(
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     optimiser = torch.optim.AdamW(_groups(model, weight_decay), lr=lr, betas=(0.9, 0.98), fused=True)
     partial = out.with_suffix(".partial")
-    done, seconds = _restore(partial, model, average, optimiser) if partial.exists() else (0, 0.0)
+    done, seconds = 0, 0.0
+    if partial.exists():
+        done, seconds = _restore(partial, settings, model, average, optimiser)
     start = time.perf_counter() - seconds
     bar = tqdm(total=steps, initial=done, disable=not progress, mininterval=10, desc=name)
     for step in range(done, steps):
         for group in optimiser.param_groups:
             group["lr"] = lr * _factor(step / steps)
+        if step % AGE == 0:
+            model.renew()
         losses = model(data.batch(batch_size, seed * 1_000_000 + step))
         optimiser.zero_grad()
-        sum(losses).backward()  # type: ignore[union-attr]
+        (losses @ torch.tensor(WEIGHTS)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         with torch.no_grad():
@@ -119,11 +154,15 @@ def pretrain(
         average.update_parameters(model)
         bar.update()
         if step % 50 == 0:
-            bar.set_postfix_str(" ".join(f"{float(loss):.3f}" for loss in losses))
+            bar.set_postfix_str(" ".join(f"{loss:.3f}" for loss in losses.tolist()))
         if (step + 1) % EVERY == 0:
-            _keep(partial, model, average, optimiser, step + 1, time.perf_counter() - start)
+            kept = {**settings, "step": step + 1, "seconds": time.perf_counter() - start}
+            _keep(partial, kept, model, average, optimiser)
     bar.close()
-    return average.module.clip
+    clip = average.module.clip.eval()
+    _write(clip, out, settings, data, (time.perf_counter() - start) / 60)
+    partial.unlink(missing_ok=True)
+    return clip
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -148,11 +187,10 @@ def _factor(done: float) -> float:
 
 def _keep(
     path: Path,
+    metadata: dict[str, Any],
     model: nn.Module,
     average: nn.Module,
     optimiser: torch.optim.Optimizer,
-    step: int,
-    seconds: float,
 ) -> None:
     """Everything that the rest of the training depends on, in one file."""
     state = optimiser.state_dict()["state"]
@@ -161,13 +199,23 @@ def _keep(
         **{f"average.{key}": t for key, t in average.state_dict().items()},
         **{f"optimiser.{i}.{key}": t for i, each in state.items() for key, t in each.items()},
     }
-    save_tensors(path, tensors, {"step": step, "seconds": seconds})
+    save_tensors(path, tensors, metadata)
 
 
 def _restore(
-    path: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer
+    path: Path,
+    settings: dict[str, Any],
+    model: nn.Module,
+    average: nn.Module,
+    optimiser: torch.optim.Optimizer,
 ) -> tuple[int, float]:
+    """The inverse of `_keep` -> steps done and seconds spent so far."""
     tensors, metadata = load_tensors(path)
+    if other := [key for key, value in settings.items() if metadata.get(key) != value]:
+        raise VTError(
+            f"expected the state of a run with {other[0]} {settings[other[0]]!r} in {path}, found "
+            f"{metadata.get(other[0])!r}; ask for the same run, or delete the file"
+        )
     for prefix, module in (("model.", model), ("average.", average)):
         module.load_state_dict(
             {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
@@ -179,3 +227,33 @@ def _restore(
             state.setdefault(int(index), {})[name] = tensor
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     return int(str(metadata["step"])), float(str(metadata["seconds"]))
+
+
+def _write(
+    clip: CLIP, out: Path, settings: dict[str, Any], data: Upstream, minutes: float
+) -> None:
+    """The weights in half precision, the vocabulary, the card."""
+    recipe = {"made_by": "python -m vtlite pretrain", **settings}
+    if settings["name"] == "vtlite-clip":
+        save_backbone(clip, out, half=True, **recipe)
+        clip.tokenizer.save(out.with_suffix(".txt"))
+    else:
+        save_backbone(clip.visual, out, half=True, **recipe)
+
+
+def measure(clip: CLIP, style: str, seed: int = 1_000) -> dict[str, float]:
+    """Zero-shot accuracy on one drawing style, freshly placed: the right one of all names first and
+    among the first five, of the sub-categories, of the categories."""
+    sprites, facts = emoji(style)
+    g = torch.Generator().manual_seed(seed)
+    images = draw.over(draw.place(sprites, g), draw.backgrounds(len(sprites), TILE, g)) * 2 - 1
+    found = {}
+    for key, prompt in (("label", "{}"), ("subcategory", PROMPT), ("category", PROMPT)):
+        names = sorted({fact[key] for fact in facts})
+        right = torch.tensor([[names.index(fact[key])] for fact in facts])  # [B, 1]
+        texts = names if key == "label" else [plain(name) for name in names]
+        logits = zero_shot(clip, images, texts, prompt)
+        for most in (1, 5):
+            hits = (logits.topk(most).indices == right).any(1)
+            found[f"{key}, first {most}"] = float(hits.float().mean())
+    return found

@@ -86,12 +86,17 @@ class Upstream:
     def __len__(self) -> int:
         return len(self.sprites)
 
+    def names(self) -> list[str]:
+        """The label of every concept, by number."""
+        labels = {fact["concept"]: fact["label"] for fact in (*emoji("noto")[1], *self.facts)}
+        return [labels[concept] for concept in sorted(labels)]
+
     def texts(self) -> list[str]:
         """Everything that a caption can say."""
         return [
             *EMOJI_PROMPTS,
             *PHOTO_PROMPTS,
-            *(_plain(fact[level]) for fact in self.facts for level in ("subcategory", "category")),
+            *(plain(fact[level]) for fact in self.facts for level in ("subcategory", "category")),
             *(text for fact in self.facts for text in (fact["label"], *fact["tags"])),
         ]
 
@@ -129,10 +134,10 @@ class Upstream:
         label, tags = fact["label"], fact["tags"]
         prompt = words.choice(EMOJI_PROMPTS if row < self.emojis else PHOTO_PROMPTS)
         if chance < 0.12:
-            kind = _plain(fact["subcategory"])
+            kind = plain(fact["subcategory"])
             return (prompt.format(kind) if chance < 0.06 else kind), KIND
         if chance < 0.20:
-            group = _plain(fact["category"])
+            group = plain(fact["category"])
             return (prompt.format(group) if chance < 0.16 else group), GROUP
         if chance < 0.40:
             return prompt.format(label), CONCEPT
@@ -142,7 +147,7 @@ class Upstream:
         return label, CONCEPT
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A category as words: "animal-bird" -> "animal bird"."""
     return name.replace("-", " ").lower()
 
