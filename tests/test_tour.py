@@ -74,7 +74,7 @@ def test_a_wrong_name_is_found_before_anything_trains(
 
 
 def test_the_default_tour_visits_all_five_groups() -> None:
-    from vtlite.methods.base import find_method
+    from vtlite.method import find_method
 
     assert {find_method(name).key.split("/")[0] for name in tour.METHODS} == {
         "finetuning",

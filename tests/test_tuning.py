@@ -14,8 +14,8 @@ from torch import nn
 import vtlite as vt
 from tests.conftest import make_tiny
 from tests.methods.checks import batch, trained, tuned
+from vtlite.method import find_method
 from vtlite.methods import AdaptFormer, LoRA
-from vtlite.methods.base import find_method
 
 
 @pytest.mark.parametrize("name", ["lora", "parameter/weight/lora"])

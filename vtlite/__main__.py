@@ -68,8 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     build = actions.add_parser(
         "build", help="make the image sheets from their source packages (see vtlite/data/build.py)"
     )
-    for source in ("noto", "twemoji", "fashion"):
-        build.add_argument(f"--{source}", type=Path, required=True, metavar="FOLDER")
+    build.add_argument(
+        "--packages",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="node_modules with the npm packages",
+    )
+    build.add_argument("--fashion", type=Path, required=True, metavar="FOLDER")
     build.add_argument("--out", type=Path, help="default: the package's own assets")
 
     pretrain = commands.add_parser(
@@ -317,9 +323,7 @@ def _data(arguments: argparse.Namespace) -> None:
     if arguments.action == "build":
         from vtlite.data.build import ASSETS, build
 
-        for path in build(
-            arguments.noto, arguments.twemoji, arguments.fashion, arguments.out or ASSETS
-        ):
+        for path in build(arguments.packages, arguments.fashion, arguments.out or ASSETS):
             print(f"{path} {path.stat().st_size:,} bytes")
         return
     from vtlite.data.tasks import TASKS, load_task

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vtlite.method import Tuned
 from vtlite.storage import VTError
 from vtlite.training import parameter_groups
-from vtlite.tuning import Tuned, count_parameters, merge, save_delta
+from vtlite.tuning import count_parameters, merge, save_delta
 
 __all__ = [
     "activation_memory",

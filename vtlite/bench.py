@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
 from vtlite.accounting import (
@@ -32,78 +32,44 @@ from vtlite.accounting import (
     without_method,
 )
 from vtlite.backbones import create_backbone, load_backbone
-from vtlite.data.tasks import TASKS, ImageDataset, Task, load_task
-from vtlite.methods.base import Backbone, find_method
+from vtlite.data.tasks import TASKS, ImageDataset, load_task
+from vtlite.method import Backbone, Tuned, short
+from vtlite.methods import METHODS, find_method
 from vtlite.storage import VTError, atomic_write, unknown
-from vtlite.tour import SMALL
+from vtlite.task import Task
 from vtlite.training import Diverged, evaluate, fit
-from vtlite.tuning import Tuned, count_parameters, tune
+from vtlite.tuning import count_parameters, tune
 
 SEEDS = (0, 1, 2)
 EPOCHS = 15
-# Low for what trains many numbers, high for what trains few. What still chose the largest of its
-# grid is named in benchmarks/README.md.
-LOW_LRS, MIDDLE_LRS, HIGH_LRS = (
-    (2e-4, 6e-4, 2e-3, 6e-3),
-    (1e-3, 3e-3, 1e-2, 3e-2),
-    (3e-3, 1e-2, 3e-2, 1e-1),
-)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the table: a method, where its backbone's weights come from, and the learning
-    rates to choose from."""
+    """One line of the table: a method, where its backbone's weights come from, and what else differs
+    from the method's own settings for a small backbone and its own learning rates."""
 
     method: str
-    weights: str = (
-        "vtlite-tiny"  # "random": the same architecture untrained; "pixels": no backbone at all
-    )
-    lrs: tuple[float, ...] = MIDDLE_LRS
-    settings: dict[str, Any] = field(default_factory=dict)  # other than the tour's
+    weights: str = "vtlite-tiny"  # "random": the same, untrained; "pixels": no backbone at all
+    lrs: tuple[float, ...] = ()  # to choose from; the method's own if none are given
+    settings: dict[str, Any] = field(default_factory=dict)
 
-    def tuned(self, num_classes: int, seed: int = 0) -> Tuned:
-        """The method on its backbone, with the tour's settings but for the entry's own."""
-        return tune(
-            _backbone(self.weights),
-            self.method,
-            num_classes,
-            seed,
-            **{**SMALL.get(self.method, {}), **self.settings},
-        )
+    def tuned(self, task: Task, seed: int = 0) -> Tuned:
+        """The method on its backbone."""
+        small = find_method(self.method).small
+        return tune(_backbone(self.weights), self.method, task, seed, **{**small, **self.settings})
+
+    def choices(self) -> tuple[float, ...]:
+        return self.lrs or find_method(self.method).lrs
 
 
 ENTRIES = {
     "pixels + linear": Entry("linear", "pixels", (1e-4, 1e-3, 1e-2, 1e-1, 1.0)),
-    "random backbone + linear": Entry("linear", "random", HIGH_LRS),
-    "from scratch": Entry("full", "random", LOW_LRS),
-    "linear": Entry("linear", lrs=HIGH_LRS),
-    "full": Entry("full", lrs=LOW_LRS),
-    "vpt_deep": Entry("vpt_deep"),
-    "adaptformer": Entry("adaptformer"),
+    "random backbone + linear": Entry("linear", "random"),
+    "from scratch": Entry("full", "random"),
+    **{short(key): Entry(short(key)) for key in METHODS},
     "adaptformer, bottleneck 48": Entry("adaptformer", settings={"bottleneck": 48}),
-    "lora": Entry("lora"),
     "lora, rank 16 on q, k, v": Entry("lora", settings={"rank": 16, "targets": "qkv"}),
-    "bitfit": Entry("bitfit", lrs=HIGH_LRS),
-    "ssf": Entry("ssf"),
-    "side_tuning": Entry("side_tuning", lrs=LOW_LRS),
-    "adapterbias": Entry("adapterbias", lrs=HIGH_LRS),
-    "dp_bitfit": Entry("dp_bitfit", lrs=HIGH_LRS),
-    "dylora": Entry("dylora", lrs=HIGH_LRS),
-    "phm_adapter": Entry("phm_adapter", lrs=HIGH_LRS),
-    "compacter": Entry("compacter", lrs=HIGH_LRS),
-    "kadaptation": Entry("kadaptation", lrs=HIGH_LRS),
-    "fact_tt": Entry("fact_tt", lrs=HIGH_LRS),
-    "fact_tk": Entry("fact_tk", lrs=HIGH_LRS),
-    "krona": Entry("krona", lrs=HIGH_LRS),
-    "dldr": Entry("dldr", lrs=HIGH_LRS),
-    "mosa": Entry("mosa", lrs=HIGH_LRS),
-    "aurora": Entry("aurora", lrs=HIGH_LRS),
-    "dora": Entry("dora", lrs=HIGH_LRS),
-    "vera": Entry("vera", lrs=(1e-2, 3e-2, 1e-1, 3e-1)),
-    "gps": Entry("gps", lrs=HIGH_LRS),
-    "spt": Entry("spt", lrs=HIGH_LRS),
-    "kd": Entry("kd", lrs=LOW_LRS),
 }
 
 
@@ -128,7 +94,7 @@ def run_cell(name: str, task_name: str, lr: float, seed: int, final: bool) -> di
     if entry.weights == "pixels":
         accuracy, trainable = _pixels(train, held_out, task, lr)
     else:
-        model = entry.tuned(task.num_classes, seed)
+        model = entry.tuned(task, seed)
         try:
             fit(model, train, epochs=EPOCHS, lr=lr, seed=seed, progress=False)
             accuracy = evaluate(model, held_out)["accuracy"]
@@ -228,10 +194,11 @@ def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
         return rows
     task = load_task("twemoji")
     images, labels = next(iter(DataLoader(task.train, 50)))
-    full, plain = (ENTRIES[name].tuned(task.num_classes) for name in ("full", "linear"))
+    few = TensorDataset(images, labels)
+    full, plain = (ENTRIES[name].tuned(task) for name in ("full", "linear"))
     for name in tqdm(wanted, desc="costs"):
-        model = ENTRIES[name].tuned(task.num_classes)
-        model.method.prepare(model, task.train)
+        model = ENTRIES[name].tuned(task)
+        fit(model, few, epochs=1, lr=1e-6, progress=False)  # some choose what trains from the data
         deployed = without_method(model)
         rows.append(
             {
@@ -261,7 +228,7 @@ def _wanted(
     name: str, task: str, final: bool, runs: list[dict[str, Any]]
 ) -> list[tuple[str, str, float, int, bool]]:
     if not final:
-        return [(name, task, lr, SEEDS[0], False) for lr in ENTRIES[name].lrs]
+        return [(name, task, lr, SEEDS[0], False) for lr in ENTRIES[name].choices()]
     return [(name, task, chosen_lr(name, task, runs), seed, True) for seed in SEEDS]
 
 

@@ -109,7 +109,9 @@ def show_method(name: str) -> None:
         )
         facts.add_row(
             "at the start",
-            f"differs from the backbone: {cls.identity}" if cls.identity else "equals the backbone",
+            f"differs from the backbone: {cls.starts_elsewhere}"
+            if cls.starts_elsewhere
+            else "equals the backbone",
         )
         facts.add_row(
             "merges",

@@ -25,26 +25,17 @@ from vtlite.accounting import (
     without_method,
 )
 from vtlite.backbones import load_backbone
-from vtlite.data.tasks import Task, load_task
-from vtlite.methods.base import Backbone, find_method
+from vtlite.data.tasks import load_task
+from vtlite.method import Backbone, Tuned
+from vtlite.methods import find_method
 from vtlite.storage import VTError, atomic_write
+from vtlite.task import Task
 from vtlite.training import evaluate, fit
-from vtlite.tuning import Tuned, count_parameters, tune
+from vtlite.tuning import count_parameters, tune
 
 Row = dict[str, Any]
 
 METHODS = ("full", "linear", "vpt_deep", "adaptformer", "lora", "bitfit", "ssf", "kd")
-# Settings that suit a backbone of width 96: small adapters. Learning rates are each method's own
-# (see benchmarks/README.md).
-SMALL: dict[str, dict[str, Any]] = {
-    "vpt_deep": {"num_prompts": 8},
-    "adaptformer": {"bottleneck": 8, "scale": 1.0},
-    "lora": {"rank": 8},
-    "phm_adapter": {"n": 4},
-    "fact_tt": {"rank": 8},
-    "fact_tk": {"rank": 16},
-    "aurora": {"rank": 32},
-}
 
 
 def tour(
@@ -61,16 +52,14 @@ def tour(
     """
     keys = [find_method(name).key for name in methods]
     backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
-    size = backbone.patch_embed.img_size[0]
-    task = load_task(task, image_size=size) if isinstance(task, str) else task
+    task = load_task(task, like=backbone) if isinstance(task, str) else task
     rows = []
     with tqdm(keys, desc=f"tour of {task.name}", unit="method", disable=not progress) as bar:
         for key in bar:
             name = key.split("/")[-1]
             bar.set_postfix_str(name)
-            model = tune(
-                backbone, key, num_classes=task.num_classes, seed=seed, **SMALL.get(name, {})
-            )
+            small = find_method(key).small
+            model = tune(backbone, key, task, seed, **small)
             start = time.perf_counter()
             fit(model, task.train, epochs=epochs, seed=seed, progress=False)
             rows.append(
@@ -87,7 +76,7 @@ def measure(model: Tuned, backbone: Backbone, task: Task) -> Row:
     untouched backbone with a linear head."""
     trainable, total = count_parameters(model)
     images, labels = next(iter(DataLoader(task.train, 50)))
-    reference = tune(backbone, "linear", num_classes=task.num_classes)
+    reference = tune(backbone, "linear", task)
     return {
         "method": model.method.key,
         "accuracy": evaluate(model, task.test)["accuracy"],

@@ -3,9 +3,11 @@ repeated that need not be."""
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,17 +17,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm.auto import tqdm
 
-from vtlite.backbones.stages import layer_of, stage_names
-from vtlite.methods import Method
-from vtlite.storage import VTError, load_tensors, save_tensors
-from vtlite.tuning import Tuned, trained_state
+from vtlite.journal import Journal
+from vtlite.method import Tuned, short
+from vtlite.storage import VTError
+from vtlite.task import Classification, Task, check_labels
+from vtlite.tuning import trained_state
 
 History = list[dict[str, float]]
 
 
+class Diverged(VTError):
+    """The loss is no longer finite: the learning rate is too large."""
+
+
 def fit(
     model: Tuned,
-    train: Dataset[Any],
+    train: Dataset[Any] | None = None,
     val: Dataset[Any] | None = None,
     *,
     epochs: int = 10,
@@ -38,311 +45,389 @@ def fit(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> History:
-    """Train `model` in place and return one dict per epoch: epoch, loss, lr, seconds and, with
-    `val`, val_accuracy and val_loss.
+    """Train `model` as its method says and return one dict per epoch: epoch, loss, lr, seconds and,
+    with validation data, val_loss and the task's scores (val_accuracy).
 
-    `lr` is the method's own if not given. The learning rate rises linearly over the first `warmup`
-    share of the steps and falls to zero along a cosine. `seed` fixes the order of the images and
-    all random numbers; torch's own generator is left as it was. `augment` maps each batch before
-    the model sees it. When nothing before the head trains, the features are computed once. With
-    `checkpoint`, the state is kept in that file after every epoch, and the same call continues from
-    there, to the same result as if it had never stopped.
+    Without `train`, the task that the model was tuned for is trained and validated on. `lr` is the
+    method's own if not given. The learning rate rises linearly over the first `warmup` share of the
+    steps and falls to zero along a cosine. `seed` fixes the order of the images and all random
+    numbers; torch's own generator is left as it was. `augment` maps each batch before the model
+    sees it. With `checkpoint`, the state is kept in that file after every epoch, and the same call
+    continues from there, to the same result as if it had never stopped.
 
-    `fit` either finishes or leaves the model as it was. Raises `VTError` for an empty data set,
-    labels out of range, NaN in an image, a loss that is not finite (with the step and learning
-    rate), or a checkpoint of another run.
+    All of it happens to a copy, which takes the model's place when it has finished: a training that
+    is interrupted or fails leaves the model as it was. Raises `VTError` for an empty data set,
+    targets out of range, NaN in an image, a loss that is not finite (`Diverged`, with step and
+    learning rate), or a checkpoint of another run.
     """
-    _expect_images(train, "training")
+    if not isinstance(model, Tuned):
+        raise VTError(
+            f"expected a model that vt.tune made, found {type(model).__name__}; "
+            'tune it first, e.g. vt.tune(backbone, "lora", num_classes=10)'
+        )
+    task = _with_data(model.task, train, val)
+    _expect_items(task.train, "training")
     lr = model.method.lr if lr is None else lr
     if epochs < 1 or batch_size < 1 or not lr > 0:
         raise VTError(
-            f"expected epochs and batch_size of at least 1 and lr above 0, found {epochs}, {batch_size} and {lr}"
+            "expected epochs and batch_size of at least 1 and lr above 0, "
+            f"found {epochs}, {batch_size} and {lr}"
         )
-    before = {name: tensor.detach().clone() for name, tensor in trained_state(model).items()}
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model.method.prepare(model, train)
-            run = _Run(
-                model, train, val, epochs, lr, seed, batch_size, weight_decay, warmup, augment
-            )
-            history = run.train(Path(checkpoint) if checkpoint else None, progress)
-            model.method.finish(model)
-            return history
-    except BaseException:
-        with torch.no_grad():
-            for name, tensor in trained_state(model).items():
-                tensor.copy_(before[name])
-        raise
-    finally:
-        model.zero_grad(set_to_none=True)
-        model.eval()
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, data: Dataset[Any], batch_size: int = 200) -> dict[str, float]:
-    """Accuracy in [0, 1] and mean cross-entropy of any model that maps images to logits, in eval
-    mode -> {"accuracy", "loss"}.
-
-    Raises `VTError` for an empty data set or labels out of range.
-    """
-    _expect_images(data, "evaluation")
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
-    correct, loss, count = 0.0, 0.0, 0
-    for images, labels in DataLoader(data, batch_size):
-        logits, labels = model(images.to(device)), labels.to(device)
-        check_labels(labels, logits.shape[1])
-        correct += (logits.argmax(dim=1) == labels).sum().item()
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        count += len(labels)
-    model.train(training)
-    return {"accuracy": correct / count, "loss": loss / count}
-
-
-@torch.no_grad()
-def extract_features(model: Tuned, data: Dataset[Any], batch_size: int = 200) -> TensorDataset:
-    """The features before the head and the labels of a whole data set, computed once ->
-    TensorDataset of [N, D] and [N]."""
-    device = next(model.parameters()).device
-    batches = [
-        (model.features(images.to(device)), labels)
-        for images, labels in DataLoader(data, batch_size)
-    ]
-    return TensorDataset(torch.cat([f for f, _ in batches]), torch.cat([y for _, y in batches]))
-
-
-def fit_head(model: Tuned, train: Dataset[Any], c: float = 1.0) -> None:
-    """Fit the linear head by logistic regression on the model's features, in place: penalty |w|^2 /
-    (2 c n), to convergence.
-
-    The features are standardised by one mean and one standard deviation for the fit, which are then
-    folded into the head.
-    """
-    features, labels = extract_features(model, train).tensors
-    check_labels(labels, model.num_classes)
-    mean, std = features.mean(), features.std() + 1e-6
-    x, labels = (features - mean) / std, labels.to(features.device)  # [n, D], [n]
-    weight = torch.zeros(model.num_classes, x.shape[1], device=x.device, requires_grad=True)
-    bias = torch.zeros(model.num_classes, device=x.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(x, weight, bias), labels) + weight.square().sum() / (
-            2 * c * len(x)
-        )
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(closure)
-    with torch.no_grad():
-        model.head.get_parameter("weight").copy_(weight / std)
-        model.head.get_parameter("bias").copy_(bias - weight.sum(dim=1) * mean / std)
-
-
-def parameter_groups(model: Tuned, weight_decay: float) -> list[dict[str, Any]]:
-    """What the optimiser gets: weight decay on matrices only, none on biases, norms, scales,
-    positions and the class token.
-
-    Where the method scales learning rates by layer, every layer has its own two groups, and each
-    group knows its "layer".
-    """
-    names = (
-        stage_names(model.backbone) if type(model.method).lr_scale is not Method.lr_scale else None
+    identity = {
+        "method": model.method.key,
+        "settings": model.method.settings(),
+        "backbone": model.fingerprint,
+        "epochs": epochs,
+        "lr": lr,
+        "seed": seed,
+        "batch_size": batch_size,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "images": len(cast(Any, task.train)),
+    }
+    loop = Train(
+        epochs=epochs,
+        lr=lr,
+        seed=seed,
+        batch_size=batch_size,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        augment=augment,
+        progress=progress,
+        val=task.val,
+        journal=Journal(Path(checkpoint) if checkpoint else None, identity),
     )
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decays = parameter.ndim >= 2 and not name.endswith(("pos_embed", "cls_token"))
-            groups.setdefault((layer_of(name, names) if names else 0, decays), []).append(parameter)
-    return [
-        {"params": parameters, "weight_decay": weight_decay * decays, "layer": layer}
-        for (layer, decays), parameters in sorted(
-            groups.items(), key=lambda item: (item[0][0], not item[0][1])
-        )
-    ]
+    trial = lazy_copy(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        trial.method.fit(trial, task, loop)
+    trial.zero_grad(set_to_none=True)
+    model.network, model.method = trial.network.eval(), trial.method
+    model.eval()
+    return loop.history_of(trial)
 
 
-class Diverged(VTError):
-    """The loss is no longer finite: the learning rate is too large."""
+def lazy_copy(model: Tuned) -> Tuned:
+    """A copy that shares every tensor with `model` until one of the two is written to.
+
+    So weights that stay frozen exist once, whatever the method does to the others.
+    """
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        shared = torch._lazy_clone(parameter.detach())  # copied on the first write, by torch itself
+        memo[id(parameter)] = nn.Parameter(shared, requires_grad=parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch._lazy_clone(buffer)
+    return copy.deepcopy(model, memo)
+
+
+@dataclass
+class Train:
+    """The plain loop, with the settings of one `fit`: a method calls it once, never or often."""
+
+    epochs: int = 10
+    lr: float = 1e-2
+    seed: int = 0
+    batch_size: int = 50
+    weight_decay: float = 1e-4
+    warmup: float = 0.1
+    augment: Callable[[Tensor], Tensor] | None = None
+    progress: bool = True
+    val: Dataset[Any] | None = None
+    journal: Journal = field(default_factory=Journal)
+    histories: list[tuple[Tuned, History]] = field(default_factory=list)
+
+    def __call__(
+        self,
+        model: Tuned,
+        data: Dataset[Any] | None,
+        each: Callable[[float], Any] | None = None,
+        **changes: Any,
+    ) -> History:
+        """Train `model` on `data` in place -> one row per epoch.
+
+        `each` is called before every step with the progress in [0, 1); if it returns True the
+        training ends there. `changes` replace settings of this loop for this training alone.
+        """
+        run = _Run(replace(self, **changes), model, data, self.journal.begin())
+        torch.manual_seed(run.seed)
+        history = run.train(each)
+        torch.manual_seed(run.seed + 1)  # what follows draws the same, trained or resumed
+        self.histories.append((model, history))
+        return history
+
+    def once(self, model: Tuned, do: Callable[[], Any]) -> None:
+        """Let `do` change tensors of the model, or take its result from the checkpoint if it was
+        finished before."""
+        step = self.journal.begin()
+        torch.manual_seed(self.seed + 7919 * step)
+        if not self.journal.restore(step, trained_state(model)):
+            do()
+            self.journal.keep(step, trained_state(model), finished=True)
+        torch.manual_seed(self.seed + 7919 * step + 1)
+
+    def history_of(self, model: Tuned) -> History:
+        """The rows of all trainings of this model, numbered through."""
+        rows = [row for trained, history in self.histories if trained is model for row in history]
+        return [{**row, "epoch": i} for i, row in enumerate(rows, 1)]
 
 
 class _Run:
-    """One training run: what it trains on and where it stands."""
+    """One training: what it trains on and where it stands."""
 
-    def __init__(
-        self,
-        model: Tuned,
-        train: Dataset[Any],
-        val: Dataset[Any] | None,
-        epochs: int,
-        lr: float,
-        seed: int,
-        batch_size: int,
-        weight_decay: float,
-        warmup: float,
-        augment: Callable[[Tensor], Tensor] | None,
-    ) -> None:
-        frozen = not any(p.requires_grad for p in model.backbone.parameters())
-        cached = frozen and augment is None and type(model.method).loss is Method.loss
-        if cached:
-            train = extract_features(model, train, batch_size)
-            val = extract_features(model, val, batch_size) if val is not None else None
-        self.model, self.network = model, model.head if cached else model
-        self.train_data, self.val_data, self.augment = train, val, augment
-        self.epochs, self.lr, self.seed, self.warmup, self.batch_size = (
-            epochs,
-            lr,
-            seed,
-            warmup,
-            batch_size,
-        )
+    def __init__(self, loop: Train, model: Tuned, data: Dataset[Any] | None, step: int) -> None:
+        _expect_items(data, "training")
+        self.loop, self.model, self.step = loop, model, step
+        self.data: Any = data
+        self.val: Any = loop.val
+        self.network: Any = model
+        self.seed = loop.seed + 7919 * step
+        if model.method.frozen_features and loop.augment is None and _backbone_is_frozen(model):
+            self.data, self.network = extract_features(model, data, loop.batch_size), _Head(model)
+            self.val = self.val and extract_features(model, self.val, loop.batch_size)
         self.device = next(model.parameters()).device
-        self.num_images = len(cast(Any, train))
-        self.steps_per_epoch = math.ceil(self.num_images / batch_size)
-        self.depth = len(stage_names(model.backbone))
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr)
+        self.steps_per_epoch = math.ceil(len(self.data) / loop.batch_size)
+        self.total = loop.epochs * self.steps_per_epoch
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, loop.weight_decay), lr=loop.lr)
         self.history: History = []
-        self.identity = {
-            "method": model.method.key,
-            "settings": model.method.settings(),
-            "backbone": model.fingerprint,
-            "epochs": epochs,
-            "lr": lr,
-            "seed": seed,
-            "batch_size": batch_size,
-            "weight_decay": weight_decay,
-            "warmup": warmup,
-            "images": self.num_images,
-        }
 
-    def train(self, checkpoint: Path | None, progress: bool) -> History:
-        if checkpoint and checkpoint.exists():
-            self.resume(checkpoint)
-        total, done = self.epochs * self.steps_per_epoch, len(self.history) * self.steps_per_epoch
-        with tqdm(
-            total=total,
-            initial=done,
-            desc=self.model.method.key.rsplit("/", 1)[-1],
-            disable=not progress,
-            unit="step",
-        ) as bar:
-            for epoch in range(len(self.history), self.epochs):
-                self.history.append(self.one_epoch(epoch, bar))
-                if checkpoint:
-                    self.save(checkpoint)
+    def train(self, each: Callable[[float], Any] | None = None) -> History:
+        ended = self.resume()
+        done = len(self.history) * self.steps_per_epoch
+        name = short(self.model.method.key)
+        hidden = not self.loop.progress
+        with tqdm(total=self.total, initial=done, desc=name, disable=hidden, unit="step") as bar:
+            for epoch in range(len(self.history), 0 if ended else self.loop.epochs):
+                row, ended = self.one_epoch(epoch, bar, each)
+                self.history.append(row)
+                self.save(finished=ended or epoch + 1 == self.loop.epochs)
+                if ended:
+                    break
         return self.history
 
-    def one_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
-        torch.manual_seed(
-            self.seed * 1_000_003 + epoch
-        )  # each epoch has its own random numbers: a resumed run needs no saved generator
-        start, loss_sum = time.perf_counter(), 0.0
+    def one_epoch(
+        self, epoch: int, bar: tqdm, each: Callable[[float], Any] | None
+    ) -> tuple[dict[str, float], bool]:
+        # Each epoch has its own random numbers: a resumed run needs no saved generator.
+        torch.manual_seed(self.seed * 1_000_003 + epoch)
+        start, loss_sum, seen, ended = time.perf_counter(), 0.0, 0, False
         self.model.train()
-        for step, (images, labels) in enumerate(
-            DataLoader(self.train_data, self.batch_size, shuffle=True), epoch * self.steps_per_epoch
-        ):
-            loss_sum += self.step(step, images.to(self.device), labels.to(self.device)) * len(
-                labels
-            )
+        batches = DataLoader(self.data, self.loop.batch_size, shuffle=True)
+        for step, (inputs, targets) in enumerate(batches, epoch * self.steps_per_epoch):
+            if each is not None and each(step / self.total):
+                ended = True
+                break
+            inputs, targets = to_device(inputs, self.device), to_device(targets, self.device)
+            loss_sum += self.one_step(step, inputs, targets) * len(inputs)
+            seen += len(inputs)
             bar.update()
         row = {
             "epoch": epoch + 1,
-            "loss": loss_sum / self.num_images,
+            "loss": loss_sum / max(1, seen),
             "lr": self.lr_at((epoch + 1) * self.steps_per_epoch - 1),
         }
-        if self.val_data is not None:
-            row.update(
-                {
-                    f"val_{name}": value
-                    for name, value in evaluate(self.network, self.val_data).items()
-                }
-            )
-        bar.set_postfix(
-            {
-                name: f"{value:.3f}"
-                for name, value in row.items()
-                if name in ("loss", "val_accuracy")
-            }
-        )
-        return {**row, "seconds": time.perf_counter() - start}
+        if self.val is not None:
+            scores = evaluate(self.network, self.val, task=self.model.task)
+            row.update({f"val_{name}": value for name, value in scores.items()})
+        shown = ("loss", f"val_{self.model.task.metric}")
+        bar.set_postfix({name: f"{row[name]:.3f}" for name in shown if name in row})
+        return {**row, "seconds": time.perf_counter() - start}, ended
 
-    def step(self, step: int, images: Tensor, labels: Tensor) -> float:
-        check_labels(labels, self.model.num_classes)
+    def one_step(self, step: int, inputs: Any, targets: Any) -> float:
+        self.model.task.check(targets)
         lr = self.lr_at(step)
-        progress = step / (self.epochs * self.steps_per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * self.model.method.lr_scale(group["layer"], self.depth, progress)
+            group["lr"] = lr * group["scale"](step / self.total)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.model.method.backward(
-            self.network, self.augment(images) if self.augment else images, labels
-        ).item()
+        seen = self.loop.augment(inputs) if self.loop.augment else inputs
+        loss = self.model.method.backward(self.network, seen, targets).item()
         if not math.isfinite(loss):
-            if not torch.isfinite(images).all():
+            if not torch.isfinite(inputs).all():
                 raise VTError(
-                    f"expected finite pixels, found NaN or infinity in an image at step {step + 1}; clean the data set first"
+                    "expected finite pixels, found NaN or infinity in an image at step "
+                    f"{step + 1}; clean the data set first"
                 )
             raise Diverged(
-                f"the loss became {loss} at step {step + 1} with learning rate {lr:.2g}; lower lr, or raise warmup"
+                f"the loss became {loss} at step {step + 1} with learning rate {lr:.2g}; "
+                "lower lr, or raise warmup"
             )
         self.optimizer.step()
         return loss
 
     def lr_at(self, step: int) -> float:
         """Linear warm-up, then cosine to zero at the end of the last step."""
-        total = self.epochs * self.steps_per_epoch
-        rising = self.warmup * total
+        rising = self.loop.warmup * self.total
         if step < rising:
-            return self.lr * (step + 1) / (rising + 1)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1.0, total - rising)))
+            return self.loop.lr * (step + 1) / (rising + 1)
+        along = (step - rising) / max(1.0, self.total - rising)
+        return self.loop.lr * 0.5 * (1 + math.cos(math.pi * along))
 
-    def save(self, path: Path) -> None:
-        tensors = {f"model/{name}": t for name, t in trained_state(self.model).items()}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            tensors.update({f"optimizer/{i}/{name}": t for name, t in state.items()})
-        save_tensors(path, tensors, {"run": self.identity, "history": self.history})
+    def save(self, finished: bool) -> None:
+        state, rows = trained_state(self.model), self.history
+        optimizer = None if finished else self.optimizer.state_dict()["state"]
+        self.loop.journal.keep(self.step, state, optimizer, rows, finished)
 
-    def resume(self, path: Path) -> None:
-        tensors, metadata = load_tensors(path)
-        if metadata.get("run") != self.identity:
-            found = metadata.get("run")
-            differing = [
-                k
-                for k, v in self.identity.items()
-                if not isinstance(found, dict) or found.get(k) != v
-            ]
+    def resume(self) -> bool:
+        """Take up what the checkpoint has of this training; True if it had ended."""
+        found = self.loop.journal.restore(self.step, trained_state(self.model))
+        if not found:
+            return False
+        self.history = found.history
+        if found.optimizer:
+            groups = self.optimizer.state_dict()["param_groups"]
+            for group, own in zip(groups, self.optimizer.param_groups, strict=True):
+                group["scale"] = own["scale"]
+            self.optimizer.load_state_dict({"state": found.optimizer, "param_groups": groups})
+        return found.finished
+
+
+class _Head(nn.Module):
+    """A tuned model behind its features, which were computed before: features -> answer."""
+
+    def __init__(self, model: Tuned) -> None:
+        super().__init__()
+        self.head, self.task = model.head, model.task
+
+    def forward(self, features: Tensor) -> Any:
+        return self.head(features)
+
+
+def _backbone_is_frozen(model: Tuned) -> bool:
+    return not any(p.requires_grad for p in model.backbone.parameters())
+
+
+def parameter_groups(model: Tuned, weight_decay: float) -> list[dict[str, Any]]:
+    """The method's groups for the optimiser, each with its "scale" and split in two: weight decay on
+    matrices only, none on biases, norms, scales, positions and the class token."""
+    names = {id(p): name for name, p in model.named_parameters()}
+
+    def decays(p: nn.Parameter) -> bool:
+        return p.ndim >= 2 and not names.get(id(p), "").endswith(("pos_embed", "cls_token"))
+
+    groups = []
+    for group in model.method.groups(model):
+        for wanted in (True, False):
+            if parameters := [p for p in group["params"] if decays(p) == wanted]:
+                kept = {"params": parameters, "weight_decay": weight_decay * wanted}
+                groups.append({"scale": lambda progress: 1.0, **group, **kept})
+    return groups
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, data: Dataset[Any], batch_size: int = 200, task: Task | None = None
+) -> dict[str, float]:
+    """The task's scores (accuracy in [0, 1]) and mean loss of any model that answers it, in eval mode
+    -> {"accuracy", "loss"}.
+
+    The task is the model's own; of a model without one, images to logits are taken for a
+    classification. Raises `VTError` for an empty data set or targets out of range.
+    """
+    _expect_items(data, "evaluation")
+    first = next(iter(model.parameters()), torch.empty(0))
+    training, answers, targets = model.training, [], []
+    model.eval()
+    try:
+        for inputs, target in DataLoader(data, batch_size):
+            answers.append(model(to_device(inputs, first.device)))
+            targets.append(to_device(target, first.device))
+            task = task or getattr(model, "task", None) or _classification(model, answers[-1])
+            task.check(targets[-1])
+    finally:
+        model.train(training)
+    assert task is not None
+    whole, expected = joined(answers), joined(targets)
+    return {**task.score(whole, expected), "loss": task.loss(whole, expected).item()}
+
+
+def _classification(model: Any, logits: Any) -> Task:
+    """What a plain model is asked: as many classes as it has logits."""
+    if logits.shape[1] == getattr(model, "num_features", None):
+        head = model.get_classifier() if hasattr(model, "get_classifier") else None
+        if isinstance(head, nn.Identity):
             raise VTError(
-                f"the checkpoint {path} belongs to another run ({', '.join(differing)} differ); delete it or give another path"
+                f"expected a model with a head, found a {type(model).__name__} that ends in "
+                f"{logits.shape[1]} features; tune it first, or give it a head with "
+                "reset_classifier(num_classes)"
             )
-        optimizer: dict[int, dict[str, Tensor]] = {}
-        with torch.no_grad():
-            state = trained_state(self.model)
-            for key, tensor in tensors.items():
-                kind, _, rest = key.partition("/")
-                if kind == "model":
-                    state[rest].copy_(tensor)
-                else:
-                    index, _, name = rest.partition("/")
-                    optimizer.setdefault(int(index), {})[name] = tensor
-        self.optimizer.load_state_dict(
-            {"state": optimizer, "param_groups": self.optimizer.state_dict()["param_groups"]}
-        )
-        self.history = cast(History, metadata["history"])
+    return Classification(classes=tuple(str(i) for i in range(logits.shape[1])))
 
 
-def _expect_images(data: Dataset[Any], purpose: str) -> None:
-    if len(cast(Any, data)) == 0:
+@torch.no_grad()
+def extract_features(model: Tuned, data: Any, batch_size: int = 200) -> TensorDataset:
+    """The features before the head and the targets of a whole data set, computed once ->
+    TensorDataset of [N, D] and [N] (as the task's kind has them)."""
+    device = next(model.parameters()).device
+    batches = [
+        (model.features(inputs.to(device)), targets)
+        for inputs, targets in DataLoader(data, batch_size)
+    ]
+    return TensorDataset(torch.cat([f for f, _ in batches]), torch.cat([y for _, y in batches]))
+
+
+def fit_head(model: Tuned, train: Any, c: float = 1.0) -> None:
+    """Fit the linear head by logistic regression on the model's features, in place: penalty |w|^2 /
+    (2 c n), to convergence.
+
+    The features are standardised by one mean and one standard deviation for the fit, which are then
+    folded into the head. Raises `VTError` for a head that is not linear.
+    """
+    if not isinstance(model.head, nn.Linear):
         raise VTError(
-            f"expected at least one image in the {purpose} data, found an empty data set; check the folder or the split"
+            f"expected a linear head for a logistic regression, found {type(model.head).__name__}; "
+            "choose a classification"
         )
+    features, labels = extract_features(model, train).tensors
+    check_labels(labels, model.num_classes)
+    mean, std = features.mean(), features.std() + 1e-6
+    x, labels = (features - mean) / std, labels.to(features.device)  # [n, D], [n]
+    weight = torch.zeros_like(model.head.weight, requires_grad=True)
+    bias = torch.zeros_like(model.head.bias, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        penalty = weight.square().sum() / (2 * c * len(x))
+        loss = F.cross_entropy(F.linear(x, weight, bias), labels) + penalty
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    with torch.no_grad():
+        model.head.weight.copy_(weight / std)
+        model.head.bias.copy_(bias - weight.sum(dim=1) * mean / std)
 
 
-def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Raise `VTError` unless labels [B] lie between 0 and num_classes - 1."""
-    if labels.min() < 0 or labels.max() >= num_classes:
+def to_device(value: Any, device: torch.device) -> Any:
+    """A tensor, or a dict of them, on the device."""
+    if isinstance(value, dict):
+        return {name: to_device(each, device) for name, each in value.items()}
+    return value.to(device)
+
+
+def joined(parts: list[Any]) -> Any:
+    """Batches of tensors, or of dicts of them, one behind the other."""
+    if isinstance(parts[0], dict):
+        return {name: joined([part[name] for part in parts]) for name in parts[0]}
+    return torch.cat(parts)
+
+
+def _with_data(task: Task, train: Dataset[Any] | None, val: Dataset[Any] | None) -> Task:
+    """The task with the data of this call: its own splits where none are given."""
+    if train is None and task.train is None:
         raise VTError(
-            f"expected labels from 0 to {num_classes - 1}, found {int(labels.min())} to {int(labels.max())}; "
-            "tune with the task's num_classes, or count labels from 0"
+            "expected training data, found a model tuned for a number of classes; pass them as "
+            "vt.fit(model, train), or tune for a task of vt.load_task"
+        )
+    if train is None:
+        return replace(task, val=val or task.val)
+    return replace(task, train=train, val=val)
+
+
+def _expect_items(data: Dataset[Any] | None, purpose: str) -> None:
+    if data is None or len(cast(Any, data)) == 0:
+        raise VTError(
+            f"expected at least one image in the {purpose} data, found an empty data set; "
+            "check the folder or the split"
         )

@@ -16,107 +16,66 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtlite.backbones.stages import HEADS
-from vtlite.backbones.vit import check_images
-from vtlite.methods.base import Backbone, Method, make_method
+from vtlite.backbones.base import HEADS, about
+from vtlite.method import Backbone, Method, Predictor, Tuned, make_method, short
 from vtlite.storage import VTError, load_tensors, save_tensors
+from vtlite.task import Classification, Task
 
-_NEEDED = (
-    "forward_features",
-    "forward_head",
-    "reset_classifier",
-    "get_classifier",
-    "num_features",
-)  # what our backbones and timm's share
-_FORMAT = "vtlite delta 1"
-
-
-class Tuned(nn.Module):
-    """A backbone with a method attached and a head: images [B, C, S, S] -> logits [B, num_classes].
-
-    `backbone`, `head` and `method` are what they say; the `requires_grad` flags tell what trains.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        head: nn.Module,
-        method: Method,
-        num_classes: int,
-        fingerprint: str,
-    ) -> None:
-        super().__init__()
-        self.backbone: Backbone = backbone
-        self.head, self.method, self.num_classes, self.fingerprint = (
-            head,
-            method,
-            num_classes,
-            fingerprint,
-        )
-
-    def features(self, images: Tensor) -> Tensor:
-        """Pooled features before the head: [B, C, S, S] -> [B, D]."""
-        embed = getattr(self.backbone, "patch_embed", None)  # a ResNet has none, and takes any size
-        check_images(images, self.in_chans, embed and embed.img_size)
-        return self.backbone.forward_head(self.backbone.forward_features(images), pre_logits=True)
-
-    @property
-    def in_chans(self) -> int:
-        return next(p for p in self.backbone.parameters() if p.ndim == 4).shape[
-            1
-        ]  # the first convolution sees the image
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
-
-    def train(self, mode: bool = True) -> Tuned:
-        """As in torch, but a module in which nothing trains stays in eval mode: no drop-path or
-        batch statistics in a frozen backbone."""
-        super().train(mode)
-        for module in self.modules() if mode else ():
-            flags = [p.requires_grad for p in module.parameters()]
-            if flags and not any(flags):
-                module.eval()
-        return self
-
-    def extra_repr(self) -> str:
-        trainable, total = count_parameters(self)
-        return f"method={self.method}, trainable={trainable:,} of {total:,}"
+_FORMAT = "vtlite delta 2"
 
 
 def tune(
-    backbone: Backbone, method: str | Method, num_classes: int, seed: int = 0, **settings: Any
+    backbone: Backbone,
+    method: str | Method,
+    task: Task | int | None = None,
+    seed: int = 0,
+    *,
+    num_classes: int | None = None,
+    **settings: Any,
 ) -> Tuned:
-    """Attach a method and a fresh head to a copy of `backbone`; the backbone passed in stays as it
-    was.
+    """Build a method's network for a task from a copy of `backbone`; the backbone passed in stays as
+    it was.
 
-    `backbone` is a ViT of ours or timm's, `method` a name ("lora", "parameter/weight/lora") with
-    its `settings`, or a method object. `seed` fixes the new parameters. Raises `VTError` for
+    `backbone` is one of ours or timm's, `method` a name ("lora", "parameter/weight/lora") with its
+    `settings`, or a method object. `task` is what `load_task` gives or, for a classification of
+    data of one's own, the number of classes. `seed` fixes the new parameters. Raises `VTError` for
     unknown names or settings, values out of range and foreign backbones.
     """
     method = make_method(method, **settings)
-    if not isinstance(num_classes, int) or num_classes < 1:
-        raise VTError(f"expected num_classes to be a positive integer, found {num_classes!r}")
+    task = _as_task(task, num_classes)
     if isinstance(backbone, Tuned):
         raise VTError(
-            "expected a plain backbone, found a model that is tuned already; pass vt.merge(model) or the backbone it was made from"
+            "expected a plain backbone, found a model that is tuned already; pass vt.merge(model) "
+            "or the backbone it was made from"
         )
-    if missing := [name for name in _NEEDED if not hasattr(backbone, name)]:
+    about(backbone)  # raises for a foreign network
+    with torch.inference_mode(False), torch.enable_grad():  # a parameter made there could not train
+        backbone = copy.deepcopy(backbone).requires_grad_(False)
+        backbone.reset_classifier(0)
+        print_, like = fingerprint(backbone), next(backbone.parameters())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            with like.device:  # new parameters are made where the backbone lives ...
+                network = method.build(backbone, task)
+        model = Tuned(network, method, task, print_)
+        return model.to(like.dtype).eval()  # ... and in its precision
+
+
+def _as_task(task: Task | int | None, num_classes: int | None) -> Task:
+    if isinstance(task, Task):
+        if num_classes not in (None, task.num_classes):
+            raise VTError(
+                f"expected a task or a number of classes, found one of {task.num_classes} classes "
+                f"and num_classes={num_classes}; leave num_classes out"
+            )
+        return task
+    count: Any = num_classes if task is None else task
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise VTError(
-            f"expected a backbone of vtlite's or timm's, found {type(backbone).__name__} without {', '.join(missing)}; "
-            "load one with vt.load_backbone or vt.create_backbone"
+            f"expected num_classes to be a positive integer (or a task), found {count!r}; "
+            "pass vt.load_task(...) or the number of classes"
         )
-    backbone = copy.deepcopy(backbone).requires_grad_(False)
-    backbone.reset_classifier(0)
-    identity, like = fingerprint(backbone), next(backbone.parameters())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        with like.device:  # new parameters are made where the backbone lives ...
-            backbone = method.attach(backbone) or backbone
-            head = method.make_head(backbone.num_features, num_classes)
-    return (
-        Tuned(backbone, head, method, num_classes, identity).to(like.dtype).eval()
-    )  # ... and in its precision
+    return Classification(classes=tuple(str(i) for i in range(count)))
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -130,23 +89,30 @@ def merge(model: Tuned) -> nn.Module:
     """The plain backbone with its head and the change folded in: same outputs, no trace of the
     method. `model` stays as it was.
 
-    Raises `VTError` for a method that is no change of the backbone's weights.
+    For a classification it is the backbone with its own classifier, for other tasks a backbone and
+    a head. Raises `VTError` for a method that is no change of the backbone's weights.
     """
+    if not isinstance(model, Tuned):
+        raise VTError(
+            f"expected a model that vt.tune made, found {type(model).__name__}; "
+            "it has nothing to merge and can be used as it is"
+        )
     if model.method.unmergeable:
         raise VTError(
-            f"{_name(model.method)} cannot be merged: {model.method.unmergeable}; use the tuned model as it is"
+            f"{short(model.method.key)} cannot be merged: {model.method.unmergeable}; "
+            "use the tuned model as it is"
         )
+    plain = _with_head(merged_backbone(model), model.head, model.task)
+    return plain.to(next(model.parameters())).eval()
+
+
+@torch.no_grad()
+def merged_backbone(model: Tuned) -> Backbone:
+    """A copy of the model's backbone with the change folded in and without a head; all of it would
+    train, as of any backbone that was just loaded."""
     plain: Any = copy.deepcopy(model.backbone)
     _merge_children(plain)
-    plain.reset_classifier(model.num_classes)
-    heads = plain.get_classifier()
-    for head in (
-        heads if isinstance(heads, tuple) else (heads,)
-    ):  # DeiT has two, and answers with their mean
-        head.load_state_dict(model.head.state_dict())
-    return (
-        plain.to(next(model.parameters())).requires_grad_(True).eval()
-    )  # as any backbone that was just loaded
+    return plain.requires_grad_(True).eval()
 
 
 def _merge_children(module: nn.Module) -> None:
@@ -157,6 +123,20 @@ def _merge_children(module: nn.Module) -> None:
             setattr(module, name, merged())
 
 
+def _with_head(plain: Any, head: nn.Module, task: Task) -> Any:
+    """The backbone with `head` as its own classifier, where it takes one like it."""
+    if type(task).features is Task.features and isinstance(head, nn.Linear):
+        plain.reset_classifier(task.num_classes)
+        own = plain.get_classifier()
+        own = own if isinstance(own, tuple) else (own,)  # DeiT's two: it answers with their mean
+        if all(isinstance(h, nn.Linear) and h.weight.shape == head.weight.shape for h in own):
+            for each in own:
+                each.load_state_dict(head.state_dict())
+            return plain.requires_grad_(True)
+        plain.reset_classifier(0)
+    return Predictor(plain, copy.deepcopy(head), task).requires_grad_(True)
+
+
 def fingerprint(backbone: nn.Module) -> str:
     """A short hash of the names, shapes and values of a backbone's tensors, head excluded; the same
     for ours and timm's."""
@@ -165,43 +145,46 @@ def fingerprint(backbone: nn.Module) -> str:
         if not name.startswith(HEADS):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             if not tensor.is_meta:
-                digest.update(
-                    tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-                )
+                raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                digest.update(raw.numpy().data)
     return digest.hexdigest()[:16]
 
 
-def trained_state(model: Tuned) -> dict[str, Tensor]:
-    """What training may change, by name: the parameters that require a gradient, and the
-    buffers."""
-    state: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    owners = {
-        name.rpartition(".")[0] for name in state
-    }  # a frozen norm stays in eval mode, and so do its statistics
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """What training may change, by name: the parameters that require a gradient, and the buffers."""
+    state: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    # A norm of which nothing trains stays in eval mode, and so do its statistics.
+    owners = {name.rpartition(".")[0] for name in state}
     kept = model.state_dict().keys()
     for name, buffer in model.named_buffers():
         owner = name.rpartition(".")[0]
-        if name in kept and (
-            owner in owners or not list(model.get_submodule(owner).parameters(recurse=False))
-        ):
+        alone = not list(model.get_submodule(owner).parameters(recurse=False))
+        if name in kept and (owner in owners or alone):
             state[name] = buffer
     return state
 
 
 def save_delta(model: Tuned, path: str | Path) -> None:
-    """Write what was trained, the method's settings and the backbone's fingerprint to one
-    safetensors file, atomically."""
+    """Write what was trained, the method's settings, the task's classes and the backbone's
+    fingerprint to one safetensors file, atomically."""
+    if not isinstance(model, Tuned):
+        raise VTError(
+            f"expected a model that vt.tune made, found {type(model).__name__}; "
+            "write whole backbones with vt.save_backbone"
+        )
     metadata = {
         "format": _FORMAT,
         "method": model.method.key,
         "settings": model.method.settings(),
+        "task": model.task.record(),
         "backbone": model.fingerprint,
     }
     save_tensors(path, trained_state(model), metadata)
 
 
-def load_delta(model: Tuned, path: str | Path) -> Tuned:
-    """Load what `save_delta` wrote into a model tuned alike, in place, and return it.
+def load_delta(model: Tuned | Backbone, path: str | Path) -> Tuned:
+    """Load what `save_delta` wrote: into a model tuned alike, in place, or onto the plain backbone
+    that it was made on, which is then tuned by the method, settings and classes in the file.
 
     Everything is checked before the first value changes. Raises `VTError` for a damaged or foreign
     file, or one made with another method, other settings, another backbone, other shapes or types.
@@ -209,8 +192,11 @@ def load_delta(model: Tuned, path: str | Path) -> Tuned:
     tensors, metadata = load_tensors(path)
     if metadata.get("format") != _FORMAT:
         raise VTError(
-            f"expected a delta written by vtlite.save_delta, found none in {path}; load whole backbones with vt.load_backbone"
+            f"expected a delta written by vtlite.save_delta ({_FORMAT}), found none in {path}; "
+            "load whole backbones with vt.load_backbone"
         )
+    if not isinstance(model, Tuned):
+        model = _tuned_like(model, metadata)
     for what, expected in (
         ("method", model.method.key),
         ("settings", model.method.settings()),
@@ -218,17 +204,19 @@ def load_delta(model: Tuned, path: str | Path) -> Tuned:
     ):
         if metadata.get(what) != expected:
             raise VTError(
-                f"{path} was made with {what} {metadata.get(what)}, but this model has {expected}; tune the same backbone the same way first"
+                f"{path} was made with {what} {metadata.get(what)}, but this model has {expected}; "
+                "tune the same backbone the same way first"
             )
-    state: dict[str, Tensor] = trained_state(model)
+    state = trained_state(model)
     for name in sorted(state.keys() | tensors.keys()):
-        expected, found = (
+        here, there = (
             f"{t.dtype} {list(t.shape)}" if t is not None else "nothing"
             for t in (state.get(name), tensors.get(name))
         )
-        if expected != found:
+        if here != there:
             raise VTError(
-                f"{path} does not fit this model: expected {name} as {expected}, found {found}; check num_classes and the backbone's dtype"
+                f"{path} does not fit this model: expected {name} as {here}, found {there}; "
+                "check the number of classes and the backbone's dtype"
             )
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -236,5 +224,8 @@ def load_delta(model: Tuned, path: str | Path) -> Tuned:
     return model
 
 
-def _name(method: Method) -> str:
-    return method.key.rsplit("/", 1)[-1]
+def _tuned_like(backbone: Backbone, metadata: dict[str, Any]) -> Tuned:
+    """A fresh model of the method, settings and task that a delta's metadata names."""
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["settings"].items()}
+    task = Task.from_record(metadata["task"])
+    return tune(backbone, metadata["method"], task, **settings)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from vtlite.backbones.base import Pixels
 from vtlite.backbones.clip import CLIP
 from vtlite.storage import VTError
 
@@ -53,14 +54,14 @@ def class_features(clip: CLIP, classes: Sequence[str], template: str | Sequence[
 def zero_shot(
     clip: CLIP, images: Tensor, classes: Sequence[str], template: str | Sequence[str] = "{}"
 ) -> Tensor:
-    """Images [B, 3, S, S] in [-1, 1] -> logits [B, C], one per class name; their softmax are the
+    """Images [B, 3, S, S] -> logits [B, C], one per class name; their softmax are the
     probabilities."""
     texts = class_features(clip, classes, template)
     return torch.cat([clip.logits(clip.encode_image(part), texts) for part in images.split(BATCH)])
 
 
-def read_picture(path: str | Path, size: int) -> Tensor:
-    """A picture file of any size and mode -> [3, size, size] in [-1, 1].
+def read_picture(path: str | Path, pixels: Pixels) -> Tensor:
+    """A picture file of any size and mode -> [3, H, W] as a network expects it.
 
     The whole picture is kept: it is laid on white where it is transparent, and padded to a square
     with the colour of its upper left corner. Raises `VTError` for what is no picture.
@@ -86,8 +87,10 @@ def read_picture(path: str | Path, size: int) -> Tensor:
     corner = picture.getpixel((0, 0))
     square = Image.new("RGB", (side, side), corner)  # type: ignore[arg-type]
     square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    pixels = np.asarray(square.resize((size, size), Image.Resampling.LANCZOS)).copy()
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+    values = np.asarray(square.resize(pixels.size or square.size, Image.Resampling.LANCZOS))
+    image = torch.from_numpy(values.copy()).permute(2, 0, 1).float() / 255  # [3, H, W]
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (pixels.mean, pixels.std))
+    return (image - mean) / std
 
 
 def name_pictures(
@@ -98,8 +101,7 @@ def name_pictures(
     most: int = 5,
 ) -> list[list[tuple[str, float]]]:
     """For each picture file its `most` likely names with their probabilities, best first."""
-    size = clip.visual.patch_embed.img_size[0]
-    images = torch.stack([read_picture(path, size) for path in paths])
+    images = torch.stack([read_picture(path, clip.visual.pixels) for path in paths])
     best = zero_shot(clip, images, names, template).softmax(-1).topk(min(most, len(names)))
     return [
         [(names[i], p) for i, p in zip(indices, values, strict=True)]

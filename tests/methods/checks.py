@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import vtlite as vt
 from tests.conftest import make_tiny
-from vtlite.methods.base import find_method
+from vtlite.method import find_method
 
 CLASSES = 3
 # Settings for a backbone of width 24 and 2 blocks; everything else is the method's default.
@@ -81,7 +81,7 @@ def starts_as_the_backbone_or_says_why(name: str) -> None:
     images, _ = batch()
     backbone, model = make_tiny(), tuned(name)
     same = torch.allclose(model.features(images), backbone(images), atol=1e-6)
-    assert same == (not find_method(name).identity), find_method(name).identity
+    assert same == (not find_method(name).starts_elsewhere), find_method(name).starts_elsewhere
 
 
 def leaves_the_backbone_alone(name: str) -> None:

@@ -11,7 +11,7 @@ import torch
 import vtlite as vt
 from tests.backbones.test_families import MAKERS, shaken
 from tests.methods.checks import CLASSES, SMALL, batch
-from vtlite.methods.base import find_method
+from vtlite.method import find_method
 
 BACKBONES = {
     "resnet": MAKERS["resnet"],
@@ -67,7 +67,7 @@ def test_works_whole_or_refuses_in_a_sentence(kind: str, key: str, tmp_path: Pat
     before = {k: t.clone() for k, t in backbone.state_dict().items()}
     data = torch.utils.data.TensorDataset(images, labels)
     model = vt.tune(backbone, key, CLASSES, **settings)
-    if not find_method(key).identity:
+    if not find_method(key).starts_elsewhere:
         torch.testing.assert_close(
             model.features(images),
             backbone.forward_head(backbone.forward_features(images), pre_logits=True),

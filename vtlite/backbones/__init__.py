@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtlite.backbones.base import HEADS
 from vtlite.backbones.clip import CLIP, TextTransformer, is_clip, with_our_names
 from vtlite.backbones.hybrid import HybridViT
 from vtlite.backbones.resnet import ResNet
-from vtlite.backbones.stages import HEADS
 from vtlite.backbones.swin import SwinTransformer
 from vtlite.backbones.tokenizer import WordTokenizer, published_tokenizer
 from vtlite.backbones.vit import VisionTransformer

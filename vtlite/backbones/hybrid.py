@@ -13,7 +13,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.backbones.vit import PatchEmbed, VisionTransformer, check_images
+from vtlite.backbones.base import check_images
+from vtlite.backbones.vit import PatchEmbed, VisionTransformer
 from vtlite.storage import VTError
 
 

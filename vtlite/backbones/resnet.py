@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.backbones.vit import check_images
+from vtlite.backbones.base import VisionBackbone, check_images
 from vtlite.storage import VTError
 
 
@@ -75,7 +75,7 @@ class Bottleneck(nn.Module):
         return F.relu(y + (self.downsample(x) if self.downsample else x))
 
 
-class ResNet(nn.Module):
+class ResNet(VisionBackbone):
     """A ResNet: images [B, in_chans, S, S] of any size -> logits [B, num_classes], or features [B,
     num_features] when num_classes is 0.
 
@@ -126,6 +126,14 @@ class ResNet(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         return self.fc
+
+    def stage_names(self) -> list[str]:
+        """The four stages."""
+        return ["layer1", "layer2", "layer3", "layer4"]
+
+    def feature_maps(self, images: Tensor) -> Tensor:
+        """[B, C, S, S] -> the last map [B, num_features, h, w]."""
+        return self.forward_features(images)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> the last feature map [B, num_features, h, w]."""

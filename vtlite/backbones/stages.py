@@ -1,5 +1,4 @@
-"""What the backbones have in common: an order of their parts from input to output, whatever they
-call them."""
+"""The parts of a backbone in order from input to output, whatever it calls them."""
 
 from __future__ import annotations
 
@@ -8,35 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from vtlite.backbones.base import about
 from vtlite.storage import VTError
-
-HEADS = (
-    "head.",
-    "head_dist.",
-    "fc.",
-)  # what a classifier's parameters are called; a backbone is kept without it
 
 
 def stage_names(backbone: nn.Module) -> list[str]:
-    """The names of a backbone's stages from input to output: the blocks of a ViT or Swin, `layer1`
-    to `layer4` of a ResNet.
-
-    Raises `VTError` for a network that has none of these.
-    """
-    model: Any = backbone
-    if hasattr(model, "blocks"):
-        return [f"blocks.{i}" for i in range(len(model.blocks))]
-    if hasattr(model, "layers"):  # Swin: stages of blocks
-        return [
-            f"layers.{i}.blocks.{j}"
-            for i, layer in enumerate(model.layers)
-            for j in range(len(layer.blocks))
-        ]
-    if hasattr(model, "layer1"):
-        return [name for name in ("layer1", "layer2", "layer3", "layer4") if hasattr(model, name)]
-    raise VTError(
-        f"expected a ViT, Swin or ResNet, found {type(backbone).__name__}, whose blocks have no names known here"
-    )
+    """The names of a backbone's blocks (a ViT, Swin) or stages (a ResNet) from input to output."""
+    return about(backbone).stage_names()
 
 
 def stages(backbone: nn.Module) -> list[Any]:
@@ -44,21 +21,29 @@ def stages(backbone: nn.Module) -> list[Any]:
     return [backbone.get_submodule(name) for name in stage_names(backbone)]
 
 
-def layer_of(name: str, names: list[str]) -> int:
-    """The layer of the parameter `name` as BEiT counts: 0 for the embedding, i for stage i,
-    len(names) + 1 for last norm and head."""
-    inner = name.removeprefix("backbone.")
-    for i, stage in enumerate(names, 1):
-        if inner.startswith(f"{stage}."):
-            return i
-    if inner.startswith("layers."):  # Swin's downsampling comes before the first block of its stage
-        return 1 + names.index(f"layers.{inner.split('.')[1]}.blocks.0")
-    return len(names) + 1 if inner.startswith(("norm.", "fc_norm.", *HEADS)) else 0
+def parameters_by_layer(backbone: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters that train, by layers as BEiT counts them: 0 the embedding, 1 to L the blocks,
+    L + 1 what comes after them.
+
+    Whatever lies between two blocks (Swin's downsampling) counts with the block that follows.
+    """
+    names = stage_names(backbone)
+    layers: list[list[nn.Parameter]] = [[] for _ in range(len(names) + 2)]
+    passed = 0  # blocks that have begun, in the order of the modules
+    for name, parameter in backbone.named_parameters():
+        inside = next((i for i, stage in enumerate(names, 1) if name.startswith(f"{stage}.")), None)
+        passed = max(passed, inside or 0)
+        outside = 0 if passed == 0 else passed + 1
+        if parameter.requires_grad:
+            layers[outside if inside is None else inside].append(parameter)
+    return layers
 
 
 def attention_blocks(backbone: nn.Module, method: str, plain: bool = False) -> list[Any]:
-    """The Transformer blocks that `method` attaches to (`plain`: of a ViT only). Raises `VTError`
-    for a network without them."""
+    """The Transformer blocks that `method` attaches to (`plain`: of a ViT only).
+
+    Raises `VTError` for a network without them.
+    """
     kind = "ViT" if plain else "ViT or Swin"
     if not hasattr(backbone, "blocks") and (plain or not hasattr(backbone, "layers")):
         raise VTError(

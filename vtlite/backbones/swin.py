@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtlite.backbones.base import VisionBackbone
 from vtlite.backbones.vit import Mlp, PatchEmbed, initialise_linear
 from vtlite.storage import VTError
 
@@ -176,7 +177,7 @@ class ClassifierHead(nn.Module):
         return pooled if pre_logits else self.fc(pooled)
 
 
-class SwinTransformer(nn.Module):
+class SwinTransformer(VisionBackbone):
     """A Swin: images [B, in_chans, img_size, img_size] -> logits [B, num_classes], or features [B,
     num_features] when num_classes is 0."""
 
@@ -194,6 +195,7 @@ class SwinTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.embed_dim, self.num_features = embed_dim, embed_dim * 2 ** (len(depths) - 1)
+        self.in_chans, self.input_size = in_chans, (img_size, img_size)
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         self.patch_embed.norm = nn.LayerNorm(embed_dim)
         grid = img_size // patch_size
@@ -215,6 +217,18 @@ class SwinTransformer(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         return self.head.fc
+
+    def stage_names(self) -> list[str]:
+        """The blocks of all stages."""
+        return [
+            f"layers.{i}.blocks.{j}"
+            for i, layer in enumerate(self.layers)
+            for j in range(len(layer.blocks))
+        ]
+
+    def feature_maps(self, images: Tensor) -> Tensor:
+        """[B, C, S, S] -> the last map after the norm [B, num_features, h, w]."""
+        return self.forward_features(images).permute(0, 3, 1, 2)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> the last map after the norm [B, h, w, num_features]."""

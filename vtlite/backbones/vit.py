@@ -18,26 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtlite.backbones.base import Pixels, VisionBackbone, check_images
 from vtlite.storage import VTError
 
-
-def check_images(images: Tensor, channels: int, size: tuple[int, int] | None) -> None:
-    """Raise `VTError` unless `images` is a floating-point batch [B, channels, *size]; `size` None:
-    of any size."""
-    height, width = size or ("H", "W")
-    expected = f"float images [B, {channels}, {height}, {width}]"
-    if not images.is_floating_point():
-        raise VTError(
-            f"expected {expected}, found dtype {images.dtype}; scale the pixels to floats first, e.g. images.float() / 127.5 - 1"
-        )
-    if images.ndim != 4 or images.shape[1] != channels:
-        raise VTError(
-            f"expected {expected}, found shape {list(images.shape)}; add the batch dimension or convert the channels"
-        )
-    if size and images.shape[2:] != size:
-        raise VTError(
-            f"expected {expected}, found {images.shape[2]}x{images.shape[3]} pixels; resize, or load the task with image_size={size[0]}"
-        )
+# Mean and spread of the pixels that all published CLIPs were trained on, and how they are resized.
+CLIP_PIXELS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "bicubic"
 
 
 def initialise_linear(network: nn.Module) -> None:
@@ -161,7 +146,7 @@ class Block(nn.Module):
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(VisionBackbone):
     """A ViT: images [B, in_chans, img_size, img_size] -> logits [B, num_classes], or features [B,
     D] when num_classes is 0.
 
@@ -197,6 +182,8 @@ class VisionTransformer(nn.Module):
             raise VTError(f'expected global_pool "token" or "avg", found {global_pool!r}')
         self.embed_dim, self.num_features, self.num_heads = embed_dim, embed_dim, num_heads
         self.global_pool, self.num_prefix_tokens = global_pool, 2 if distilled else 1
+        self.in_chans, self.input_size = in_chans, (img_size, img_size)
+        self.pre_norm = pre_norm
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, not pre_norm)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if distilled else None
@@ -237,6 +224,21 @@ class VisionTransformer(nn.Module):
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         return self.head if self.head_dist is None else (self.head, self.head_dist)
+
+    @property
+    def pixels(self) -> Pixels:
+        """Those of the published CLIPs have a mean and spread of their own."""
+        return Pixels(self.input_size, *CLIP_PIXELS) if self.pre_norm else super().pixels
+
+    def stage_names(self) -> list[str]:
+        """The blocks."""
+        return [f"blocks.{i}" for i in range(len(self.blocks))]
+
+    def feature_maps(self, images: Tensor) -> Tensor:
+        """[B, C, S, S] -> the patch tokens after the last norm, at their places [B, D, h, w]."""
+        patches = self.forward_features(images)[:, self.num_prefix_tokens :]
+        side = self.input_size[0] // self.patch_embed.patch_size[0]
+        return patches.mT.unflatten(2, (side, side))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> all tokens after the last norm [B, N, D]."""

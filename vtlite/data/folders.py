@@ -16,8 +16,9 @@ from torch.utils.data import Dataset, Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from vtlite.data.tasks import TRAIN, VAL, Task
+from vtlite.data.tasks import TRAIN, VAL
 from vtlite.storage import VTError, unknown
+from vtlite.task import Classification, Task
 
 # Sets of torchvision that are no plain classification of images, or whose files cannot be had by
 # one argument.
@@ -139,8 +140,8 @@ def _task(name: str, train: Any, test: Any, classes: Sequence[str], description:
         Subset(train, order[cut:]),
         Subset(test, held_out),
     ]
-    return Task(
-        name, "natural", splits[0], splits[1], splits[2], tuple(map(str, classes)), description
+    return Classification(
+        name, tuple(map(str, classes)), *splits, group="natural", description=description
     )
 
 

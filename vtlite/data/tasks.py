@@ -11,16 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
+from vtlite.backbones.base import pixels_of
 from vtlite.data import draw
 from vtlite.data.sheets import TILE, emoji, fashion
 from vtlite.storage import VTError, unknown
+from vtlite.task import Classification, Task
 
 TRAIN, VAL = 800, 200
 SOFT = (
@@ -73,29 +75,6 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 def normalise(images: Tensor) -> Tensor:
     """uint8 pixels -> floats in [-1, 1], what the embedded backbones were trained on."""
     return images.float() / 127.5 - 1
-
-
-@dataclass(frozen=True)
-class Task:
-    """One downstream task: its three splits, the class names, and where it stands in the field's
-    sorting of tasks."""
-
-    name: str
-    group: str  # natural, specialised, shifted or structured
-    train: Dataset[tuple[Tensor, int]]
-    val: Dataset[tuple[Tensor, int]]
-    test: Dataset[tuple[Tensor, int]]
-    classes: tuple[str, ...]
-    description: str
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes)
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Images in train, val and test."""
-        return len(cast(Any, self.train)), len(cast(Any, self.val)), len(cast(Any, self.test))
 
 
 @dataclass(frozen=True)
@@ -217,7 +196,9 @@ _RECIPES = {
 TASKS = tuple(_RECIPES)
 
 
-def load_task(name: str, image_size: int | None = None, root: str | Path = "data") -> Task:
+def load_task(
+    name: str, image_size: int | None = None, like: Any = None, root: str | Path = "data"
+) -> Task:
     """Load a task by name -> Task with `.train` (800 images), `.val` (200), `.test`, `.classes`.
 
     `name` is one of `vt.TASKS`, `"torchvision:CIFAR10"` (any classification set of torchvision,
@@ -227,6 +208,8 @@ def load_task(name: str, image_size: int | None = None, root: str | Path = "data
     """
     if image_size is not None and image_size < 1:
         raise VTError(f"expected image_size of at least 1, found {image_size}")
+    if like is not None and (size := pixels_of(like).size):
+        image_size = size[0]
     kind, _, rest = name.partition(":")
     if rest:
         from vtlite.data.folders import load_folder, load_torchvision
@@ -247,13 +230,13 @@ def load_task(name: str, image_size: int | None = None, root: str | Path = "data
     )
     if image_size:
         train, test = train.resized(image_size), test.resized(image_size)
-    return Task(
+    return Classification(
         name,
-        recipe.group,
+        classes,
         train.subset(slice(0, TRAIN)),
         train.subset(slice(TRAIN, TRAIN + VAL)),
         test,
-        classes,
+        recipe.group,
         recipe.description,
     )
 

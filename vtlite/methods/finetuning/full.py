@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import LOW_LRS, Backbone, Method
 
 
-@method("finetuning/full")
 @dataclass
 class Full(Method):
     """Train every parameter of the backbone, starting from its pre-trained values.
@@ -20,6 +19,7 @@ class Full(Method):
     """
 
     lr = 2e-3
+    lrs = LOW_LRS
 
     def attach(self, backbone: Backbone) -> None:
         backbone.requires_grad_(True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.backbones.stages import parameters_by_layer
+from vtlite.method import LOW_LRS, Backbone, Method, Tuned
 
 
-@method("finetuning/gradual_unfreezing")
 @dataclass
 class GradualUnfreezing(Method):
     """Train the head first, then one more block at a time, from the top, until everything trains.
@@ -23,6 +25,7 @@ class GradualUnfreezing(Method):
     """
 
     lr = 2e-3
+    lrs = LOW_LRS
 
     span: float = 0.5  # share of the training after which everything trains
 
@@ -32,5 +35,12 @@ class GradualUnfreezing(Method):
     def attach(self, backbone: Backbone) -> None:
         backbone.requires_grad_(True)
 
-    def lr_scale(self, layer: int, depth: int, progress: float) -> float:
-        return float(progress >= self.span * (depth + 1 - layer) / (depth + 2))
+    def groups(self, model: Tuned) -> list[dict[str, Any]]:
+        layers = parameters_by_layer(model.backbone)
+        layers[-1] += model.head.parameters()
+        L = len(layers) - 2
+
+        def begun(progress: float, layer: int) -> float:
+            return float(progress >= self.span * (L + 1 - layer) / (L + 2))
+
+        return [{"params": p, "scale": partial(begun, layer=i)} for i, p in enumerate(layers)]

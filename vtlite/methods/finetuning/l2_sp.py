@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import LOW_LRS, Backbone, Method
+from vtlite.task import Task
 
 
-@method("finetuning/l2_sp")
+def matrices(backbone: Backbone) -> list[Tensor]:
+    """What the leash holds: weights, not biases and norms."""
+    return [p for p in backbone.parameters() if p.ndim >= 2]
+
+
+class Start(nn.Module):
+    """The pre-trained weights as constants, which no file holds and no count counts."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        super().__init__()
+        for i, tensor in enumerate(tensors):
+            self.register_buffer(str(i), tensor.detach().clone(), persistent=False)
+
+
 @dataclass
 class L2SP(Method):
     """Pull the weights towards their pre-trained values, where weight decay would pull them towards
@@ -27,10 +40,10 @@ class L2SP(Method):
     """
 
     lr = 2e-3
+    lrs = LOW_LRS
 
     alpha: float = 0.1  # towards the pre-trained weights
     beta: float = 0.01  # of the head towards zero
-    _start: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.expect(self.alpha >= 0, "alpha", "of at least 0")
@@ -38,18 +51,16 @@ class L2SP(Method):
 
     def attach(self, backbone: Backbone) -> None:
         backbone.requires_grad_(True)
-        self._start = {
-            name: p.detach().clone() for name, p in backbone.named_parameters() if p.ndim >= 2
-        }
 
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        tuned: Any = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
-        moved = [
-            (tuned.backbone.get_parameter(name) - start.to(labels.device)).square().sum()
-            for name, start in self._start.items()
-        ]
-        penalty = (
-            self.alpha / 2 * torch.stack(moved).sum()
-            + self.beta / 2 * tuned.head.weight.square().sum()
-        )
-        return F.cross_entropy(model(images), labels) + penalty
+    def build(self, backbone: Backbone, task: Task) -> nn.Module:
+        network = super().build(backbone, task)
+        network.start = Start(matrices(backbone))
+        return network
+
+    def loss(self, model: Any, inputs: Tensor, targets: Tensor) -> Tensor:
+        network = model.network
+        pairs = zip(matrices(network.backbone), network.start.buffers(), strict=True)
+        moved = torch.stack([(now - start).square().sum() for now, start in pairs]).sum()
+        head = torch.stack([w.square().sum() for w in matrices(network.head)]).sum()
+        penalty = self.alpha / 2 * moved + self.beta / 2 * head
+        return super().loss(model, inputs, targets) + penalty

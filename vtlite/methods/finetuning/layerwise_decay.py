@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.backbones.stages import parameters_by_layer
+from vtlite.method import LOW_LRS, Backbone, Method, Tuned
 
 
-@method("finetuning/layerwise_decay")
 @dataclass
 class LayerwiseDecay(Method):
     """Train everything, each block with a smaller learning rate than the one after it.
@@ -21,6 +22,7 @@ class LayerwiseDecay(Method):
     """
 
     lr = 2e-3
+    lrs = LOW_LRS
 
     decay: float = 0.75  # factor from one block to the one before it; 1 is full fine-tuning
 
@@ -30,5 +32,12 @@ class LayerwiseDecay(Method):
     def attach(self, backbone: Backbone) -> None:
         backbone.requires_grad_(True)
 
-    def lr_scale(self, layer: int, depth: int, progress: float) -> float:
-        return self.decay ** (depth + 1 - layer)
+    def groups(self, model: Tuned) -> list[dict[str, Any]]:
+        layers = parameters_by_layer(model.backbone)
+        layers[-1] += model.head.parameters()
+        L = len(layers) - 2
+        factors = [self.decay ** (L + 1 - layer) for layer in range(L + 2)]
+        return [
+            {"params": parameters, "scale": lambda progress, factor=factor: factor}
+            for parameters, factor in zip(layers, factors, strict=True)
+        ]

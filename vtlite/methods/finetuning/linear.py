@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import HIGH_LRS, Backbone, Method
 
 
-@method("finetuning/linear")
 @dataclass
 class Linear(Method):
     """Freeze the whole backbone and train only the linear head on its features.
@@ -20,6 +19,9 @@ class Linear(Method):
     """
 
     lr = 3e-2
+    lrs = HIGH_LRS
+
+    frozen_features = True
 
     def attach(self, backbone: Backbone) -> None:
         pass  # everything is frozen already, and every tuned model has a head

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-from vtlite.methods.base import Backbone, Method, method
-
-if TYPE_CHECKING:
-    from torch.utils.data import Dataset
-
-    from vtlite.tuning import Tuned
+from vtlite.method import LOW_LRS, Backbone, Method, Train, Tuned
+from vtlite.task import Task
+from vtlite.training import fit_head
 
 
-@method("finetuning/lp_ft")
 @dataclass
 class LPFT(Method):
     """Fit the head on frozen features before the first step, so that its random start does not
@@ -29,6 +24,7 @@ class LPFT(Method):
     """
 
     lr = 2e-3
+    lrs = LOW_LRS
 
     c: float = 1.0  # inverse strength of the probe's penalty
 
@@ -38,7 +34,6 @@ class LPFT(Method):
     def attach(self, backbone: Backbone) -> None:
         backbone.requires_grad_(True)
 
-    def prepare(self, model: Tuned, train: Dataset[Any]) -> None:
-        from vtlite.training import fit_head
-
-        fit_head(model, train, self.c)
+    def fit(self, model: Tuned, task: Task, train: Train) -> None:
+        train.once(model, lambda: fit_head(model, task.train, self.c))
+        train(model, task.train)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import Backbone, Method, Predictor
+from vtlite.task import Task
 
 
-@method("finetuning/mlp_head")
 @dataclass
 class MLPHead(Method):
     """Train a head of several layers; the features under it stay frozen, so they are computed once.
@@ -24,6 +24,7 @@ class MLPHead(Method):
 
     lr = 3e-3
 
+    frozen_features = True
     unmergeable = "its head is a network, which no single linear layer can stand for"
 
     layers: int = 1  # hidden layers, each as wide as the features
@@ -35,13 +36,10 @@ class MLPHead(Method):
         )
         self.expect(0 <= self.dropout < 1, "dropout", "in [0, 1)")
 
-    def attach(self, backbone: Backbone) -> None:
-        pass  # everything stays frozen
-
-    def make_head(self, features: int, num_classes: int) -> nn.Module:
-        hidden: list[nn.Module] = []
+    def build(self, backbone: Backbone, task: Task) -> nn.Module:
+        width, hidden = backbone.num_features, list[nn.Module]()
         for _ in range(self.layers):
-            linear = nn.Linear(features, features)
+            linear = nn.Linear(width, width)
             nn.init.kaiming_normal_(linear.weight, mode="fan_out")
-            hidden += [linear, nn.ReLU(), nn.LayerNorm(features), nn.Dropout(self.dropout)]
-        return nn.Sequential(*hidden, nn.Linear(features, num_classes))
+            hidden += [linear, nn.ReLU(), nn.LayerNorm(width), nn.Dropout(self.dropout)]
+        return Predictor(backbone, nn.Sequential(*hidden, task.head(backbone)), task)

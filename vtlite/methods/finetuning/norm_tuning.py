@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import HIGH_LRS, Backbone, Method
 
 
-@method("finetuning/norm_tuning")
 @dataclass
 class NormTuning(Method):
     """Train the affine part of every normalisation layer, nothing else.
@@ -23,6 +22,7 @@ class NormTuning(Method):
     """
 
     lr = 3e-2
+    lrs = HIGH_LRS
 
     def attach(self, backbone: Backbone) -> None:
         for module in backbone.modules():

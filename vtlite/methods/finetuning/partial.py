@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vtlite.backbones.stages import stages
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import Backbone, Method
 
 
-@method("finetuning/partial")
 @dataclass
 class Partial(Method):
     """Train the last k blocks and the final norm; what comes before stays frozen.

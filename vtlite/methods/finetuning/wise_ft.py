@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from vtlite.methods.base import Backbone, Method, method
-
-if TYPE_CHECKING:
-    from torch.utils.data import Dataset
-
-    from vtlite.tuning import Tuned
+from vtlite.method import LOW_LRS, Backbone, Method, Train, Tuned
+from vtlite.task import Task
+from vtlite.training import fit_head
 
 
-@method("finetuning/wise_ft")
 @dataclass
 class WiSEFT(Method):
     """Fine-tune from a linear probe, then go back part of the way in a straight line through the
@@ -31,10 +23,10 @@ class WiSEFT(Method):
     """
 
     lr = 2e-3
+    lrs = LOW_LRS
 
     alpha: float = 0.5  # 0: the linear probe, 1: the fine-tuned model
     c: float = 1.0  # inverse strength of the probe's penalty, as in LP-FT
-    _probed: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.expect(0 <= self.alpha <= 1, "alpha", "in [0, 1]")
@@ -43,16 +35,10 @@ class WiSEFT(Method):
     def attach(self, backbone: Backbone) -> None:
         backbone.requires_grad_(True)
 
-    def prepare(self, model: Tuned, train: Dataset[Any]) -> None:
-        from vtlite.training import fit_head
-
-        fit_head(model, train, self.c)
-        self._probed = {
-            name: tensor.detach().clone() for name, tensor in model.state_dict().items()
-        }
-
-    @torch.no_grad()
-    def finish(self, model: Tuned) -> None:
+    def fit(self, model: Tuned, task: Task, train: Train) -> None:
+        train.once(model, lambda: fit_head(model, task.train, self.c))
+        probed = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        train(model, task.train)
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point():  # a counter of batches has no average
-                tensor.lerp_(self._probed[name], 1 - self.alpha)
+                tensor.lerp_(probed[name], 1 - self.alpha)

@@ -8,17 +8,14 @@ an interrupted `fit` takes it back.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from vtlite.methods.base import Backbone
-
-if TYPE_CHECKING:
-    from vtlite.tuning import Tuned
+from vtlite.method import Backbone, Tuned
 
 
 class ChangedModule(nn.Module):
@@ -71,14 +68,10 @@ def has_learnt(model: Tuned) -> bool:
     )
 
 
-def shuffled_batches(
-    model: Tuned, train: Dataset[Any], batch_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def shuffled_batches(model: Tuned, train: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of images [B, C, S, S] and labels [B] where the model lives. Raises `VTError` for
     labels out of range."""
-    from vtlite.training import check_labels
-
     device = next(model.parameters()).device
     for images, labels in DataLoader(train, batch_size, shuffle=True):  # `fit` has seeded the order
-        check_labels(labels, model.num_classes)
+        model.task.check(labels)
         yield images.to(device), labels.to(device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vtlite.backbones.stages import attention_blocks, stage_names
-from vtlite.methods.base import Backbone
+from vtlite.method import Backbone
 from vtlite.ops.lora_linear import lora_linear
 from vtlite.storage import VTError
 

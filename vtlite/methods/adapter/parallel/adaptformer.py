@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from vtlite.backbones.stages import attention_blocks
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import Backbone, Method
 from vtlite.ops.adapter import adapter
 
 
@@ -43,7 +43,6 @@ class AdaptMLP(nn.Module):
         )  # from x before its norm
 
 
-@method("adapter/parallel/adaptformer")
 @dataclass
 class AdaptFormer(Method):
     """Let a small trainable bottleneck work in parallel to each frozen MLP.
@@ -56,6 +55,8 @@ class AdaptFormer(Method):
     with 8. The paper's figure puts a norm before D; the authors' code, which they call right, has
     none, as here. The original's head has a batch norm; here every method has the same linear head.
     """
+
+    small = {"bottleneck": 8, "scale": 1.0}
 
     unmergeable = "its bottleneck has a ReLU inside, so it is no linear change of the weights"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vtlite.backbones.stages import attention_blocks
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import HIGH_LRS, Backbone, Method
 
 
 class AdapterBiasLinear(nn.Module):
@@ -34,7 +34,6 @@ class AdapterBiasLinear(nn.Module):
         return self.base
 
 
-@method("parameter/bias/adapterbias")
 @dataclass
 class AdapterBias(Method):
     """Shift the output of each MLP by a learned vector, weighted for each token by a linear
@@ -51,6 +50,7 @@ class AdapterBias(Method):
     """
 
     lr = 1e-1
+    lrs = HIGH_LRS
 
     norms: bool = False  # also train the norm before each MLP
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtlite.backbones.stages import stage_names
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.storage import unknown
 
 THIRDS = ("query", "key", "value")
@@ -38,7 +38,6 @@ class SplitBias(nn.Module):
         return self.base
 
 
-@method("parameter/bias/bitfit")
 @dataclass
 class BitFit(Method):
     """Train the bias of every layer and norm; all weights stay frozen.
@@ -56,6 +55,7 @@ class BitFit(Method):
     """
 
     lr = 3e-2
+    lrs = HIGH_LRS
 
     subset: tuple[
         str, ...

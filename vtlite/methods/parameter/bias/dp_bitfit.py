@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.storage import VTError
 
 
@@ -45,7 +45,6 @@ class BiasPerImage(nn.Module):
         return self.layer
 
 
-@method("parameter/bias/dp_bitfit")
 @dataclass
 class DPBitFit(Method):
     """Train the biases on gradients that are clipped for each image and then noised, so that no
@@ -68,6 +67,7 @@ class DPBitFit(Method):
     """
 
     lr = 3e-2
+    lrs = HIGH_LRS
 
     noise_multiplier: float = 1.0  # sigma, the spread of the noise in units of max_norm
     max_norm: float = 1.0  # R, the most that one image adds to the sum of gradients
@@ -90,40 +90,33 @@ class DPBitFit(Method):
                 parent, _, last = name.rpartition(".")
                 setattr(backbone.get_submodule(parent), last, BiasPerImage(layer))
 
-    def backward(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        tuned: Any = model
+    def backward(self, model: Any, inputs: Tensor, targets: Tensor) -> Tensor:
         layers = [module for module in model.modules() if isinstance(module, BiasPerImage)]
         shifts = [
-            layer.bias.new_zeros(len(images), len(layer.bias)).requires_grad_() for layer in layers
+            layer.bias.new_zeros(len(inputs), len(layer.bias)).requires_grad_() for layer in layers
         ]
         try:
             for layer, shift in zip(layers, shifts, strict=True):
                 layer.shifts = shift
-            features = tuned.features(images)  # [B, D]
+            features = model.features(inputs)  # [B, D]
         finally:
             for layer in layers:
                 layer.shifts = None
-        logits = tuned.head(features)  # [B, C]
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        *by_bias, by_logits = torch.autograd.grad(
-            loss, [*shifts, logits]
-        )  # [B, channels] each, [B, C]: image i's is in row i
+        logits = model.head(features)  # [B, C]
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        # [B, channels] each, [B, C]: image i's is in row i
+        *by_bias, by_logits = torch.autograd.grad(loss, [*shifts, logits])
         with torch.no_grad():
             # The gradient of the head's weight is by_logits[i] times features[i] for image i, so
             # its norm is a product of two.
             squares = [g.square().sum(dim=1) for g in by_bias]
             squares.append(by_logits.square().sum(dim=1) * (1 + features.square().sum(dim=1)))
             factors = self.clip(torch.stack(squares).sum(dim=0).sqrt())  # [B]
-            self.release(
-                tuned.head.weight, (factors[:, None] * by_logits).T @ features, len(images)
-            )
-            for bias, g in zip(
-                [tuned.head.bias, *(layer.bias for layer in layers)],
-                [by_logits, *by_bias],
-                strict=True,
-            ):
-                self.release(bias, factors @ g, len(images))
-        return loss.detach() / len(images)
+            weight, biases = model.head.weight, [model.head.bias, *(m.bias for m in layers)]
+            self.release(weight, (factors[:, None] * by_logits).T @ features, len(inputs))
+            for bias, g in zip(biases, [by_logits, *by_bias], strict=True):
+                self.release(bias, factors @ g, len(inputs))
+        return loss.detach() / len(inputs)
 
     def clip(self, norms: Tensor) -> Tensor:
         """The factors C_i that bring gradients of these norms to at most max_norm: [B] -> [B]."""

@@ -8,40 +8,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtlite.backbones.stages import attention_blocks, with_fewer_blocks
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.backbones.base import VisionBackbone, about, feature_maps
+from vtlite.backbones.stages import attention_blocks, stage_names, with_fewer_blocks
+from vtlite.method import LOW_LRS, Backbone, Method
 
 
-class SideTuned(nn.Module):
+class SideTuned(VisionBackbone):
     """A frozen backbone and a trainable network beside it, blended: images [B, C, S, S] -> features
     [B, D]."""
 
     def __init__(self, base: Backbone, side: nn.Module) -> None:
         super().__init__()
+        said = about(base)
         self.base: Backbone = base
+        self.in_chans, self.input_size = said.in_chans, said.input_size
         self.side, self.num_features = side, base.num_features
         self.alpha = nn.Parameter(torch.zeros(()))  # the weight of the base before its sigmoid
 
-    @property
-    def patch_embed(self) -> nn.Module:  # for the size of the images
-        return self.base.patch_embed
+    def stage_names(self) -> list[str]:
+        """The base's."""
+        return [f"base.{name}" for name in stage_names(self.base)]
 
-    @property
-    def blocks(self) -> nn.Module:  # for the number of layers
-        return self.base.blocks
+    def feature_maps(self, images: Tensor) -> Tensor:
+        """[B, C, S, S] -> the blend of both networks' last maps [B, D, h, w]."""
+        weight = self.alpha.sigmoid()
+        maps = feature_maps(self.base, images), feature_maps(self.side, images)
+        return weight * maps[0] + (1 - weight) * maps[1]
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> the blend of both networks' pooled features [B, D]."""
         weight = self.alpha.sigmoid()
-        return weight * self.base(images) + (1 - weight) * self.side(
-            images
-        )  # in the frozen base autograd has nothing to keep
+        # in the frozen base autograd has nothing to keep
+        return weight * self.base(images) + (1 - weight) * self.side(images)
 
     def forward_head(self, features: Tensor, pre_logits: bool = True) -> Tensor:
         return features  # they are pooled already
 
 
-@method("parameter/bias/side_tuning")
 @dataclass
 class SideTuning(Method):
     """Blend the features of the frozen backbone with those of a small network that trains beside
@@ -61,8 +64,9 @@ class SideTuning(Method):
     """
 
     lr = 6e-3
+    lrs = LOW_LRS
 
-    identity = "half of the first features come from the side network"
+    starts_elsewhere = "half of the first features come from the side network"
     unmergeable = "its side network stays a second network beside the backbone"
 
     # the network S: "blocks" of the backbone itself, or "alexnet" (images of at least 63 x 63)

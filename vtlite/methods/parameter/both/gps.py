@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import HIGH_LRS, Backbone, Method, Train, Tuned
 from vtlite.methods.parameter.changes import (
     ChangedModule,
     change_modules,
@@ -17,11 +17,8 @@ from vtlite.methods.parameter.changes import (
     shuffled_batches,
 )
 from vtlite.storage import VTError
-
-if TYPE_CHECKING:
-    from torch.utils.data import Dataset
-
-    from vtlite.tuning import Tuned
+from vtlite.task import Task
+from vtlite.tuning import merged_backbone
 
 
 class SparseModule(ChangedModule):
@@ -77,7 +74,6 @@ def contrastive_loss(features: Tensor, labels: Tensor, temperature: float) -> Te
     return of_image.sum() / (count > 0).sum().clamp(min=1)
 
 
-@method("parameter/both/gps")
 @dataclass
 class GPS(Method):
     """Train, in every neuron, only the k weights with the largest gradients on the task.
@@ -96,6 +92,7 @@ class GPS(Method):
     """
 
     lr = 1e-1
+    lrs = HIGH_LRS
 
     k: int = 1  # weights that train in each row
     # whose gradients choose: "contrastive", or "cross_entropy" of the untrained head
@@ -127,19 +124,21 @@ class GPS(Method):
             module.bias.requires_grad = True
         return SparseModule(module, self.k)
 
-    def prepare(self, model: Tuned, train: Dataset[Any]) -> None:
-        from vtlite.tuning import merge
+    def fit(self, model: Tuned, task: Task, train: Train) -> None:
+        if not has_learnt(model):
+            train.once(model, lambda: self.choose(model, task.train))
+        train(model, task.train)
 
-        if has_learnt(model):
-            return
-        plain: Any = merge(model)  # so far the backbone itself, with all its gradients
+    def choose(self, model: Tuned, train: Any) -> None:
+        """Let the gradients on the training images say which weights train."""
+        contrastive = self.loss_of_choice == "contrastive"
+        plain: Any = merged_backbone(model)  # so far the backbone itself, with all its gradients
         for images, labels in shuffled_batches(model, train, self.batch_size):
-            features = plain.forward_head(plain.forward_features(images), pre_logits=True)
-            contrastive = self.loss_of_choice == "contrastive"
+            read = model.task.features(plain, images)
             loss = (
-                contrastive_loss(features, labels, self.temperature)
+                contrastive_loss(read, labels, self.temperature)
                 if contrastive
-                else F.cross_entropy(model.head(features), labels)
+                else model.task.loss(model.head(read), labels)
             )
             loss.backward()
         for name, module in model.backbone.named_modules():

@@ -7,25 +7,21 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtlite.backbones.stages import stage_names
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import HIGH_LRS, Backbone, Method, Train, Tuned
 from vtlite.methods.parameter.changes import (
     ChangedModule,
     change_modules,
     has_learnt,
     shuffled_batches,
 )
-
-if TYPE_CHECKING:
-    from torch.utils.data import Dataset
-
-    from vtlite.tuning import Tuned
+from vtlite.task import Task
+from vtlite.tuning import merged_backbone
 
 
 class Unit(NamedTuple):
@@ -151,7 +147,6 @@ class SensitiveModule(ChangedModule):
         return {name: change.view_as(getattr(self.base, name)) for name, change in changes.items()}
 
 
-@method("parameter/both/spt")
 @dataclass
 class SPT(Method):
     """Spend a given number of parameters where the task's loss is most sensitive: on single
@@ -172,6 +167,7 @@ class SPT(Method):
     """
 
     lr = 3e-2
+    lrs = HIGH_LRS
 
     budget: float = 0.005  # parameters to train, as a share of those of the blocks
     rank: int = 8  # of LoRA
@@ -218,16 +214,19 @@ class SPT(Method):
             ),
         )
 
-    def prepare(self, model: Tuned, train: Dataset[Any]) -> None:
-        from vtlite.tuning import merge
+    def fit(self, model: Tuned, task: Task, train: Train) -> None:
+        if not has_learnt(model):
+            train.once(model, lambda: self.choose(model, task.train))
+        train(model, task.train)
 
-        if has_learnt(model):
-            return
-        plain = merge(model)
+    def choose(self, model: Tuned, train: Any) -> None:
+        """Let the squared gradients on some training images say where the budget goes."""
+        plain = merged_backbone(model)
         weights = [plain.get_parameter(name) for name in sensitive(plain)]
         scores = torch.cat([torch.zeros_like(p).flatten() for p in weights])
         for images, labels in islice(shuffled_batches(model, train, self.batch_size), self.batches):
-            gradients = torch.autograd.grad(F.cross_entropy(plain(images), labels), weights)
+            answers = model.head(model.task.features(plain, images))
+            gradients = torch.autograd.grad(model.task.loss(answers, labels), weights)
             scores += torch.cat([g.flatten() for g in gradients]).square()
         budget = next(m for m in model.modules() if isinstance(m, Budget))
         budget.assign(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import Backbone, Method
 from vtlite.ops.scale_shift import scale_shift
 
 
@@ -34,7 +34,6 @@ class ScaleShift(nn.Module):
         return operation
 
 
-@method("parameter/both/ssf")
 @dataclass
 class SSF(Method):
     """Scale and shift the features after every operation that has parameters.
@@ -50,7 +49,7 @@ class SSF(Method):
 
     lr = 3e-2
 
-    identity = "gamma starts at N(1, 0.02) and beta at N(0, 0.02), as published, so the first output is near the backbone's, not equal"
+    starts_elsewhere = "gamma starts at N(1, 0.02) and beta at N(0, 0.02), as published, so the first output is near the backbone's, not equal"
 
     def attach(self, backbone: Backbone) -> None:
         for name, operation in list(backbone.named_modules()):

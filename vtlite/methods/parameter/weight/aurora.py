@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.methods.parameter.updates import SlicedLinear, replace_slices
 
 
@@ -32,7 +32,6 @@ class ModesLinear(SlicedLinear):
         return torch.diag_embed(self.modes * self.P)
 
 
-@method("parameter/weight/aurora")
 @dataclass
 class Aurora(Method):
     """See all weights of a ViT as one tensor of D x D slices, and learn its change as a sum of few
@@ -49,6 +48,8 @@ class Aurora(Method):
     """
 
     lr = 3e-2
+    lrs = HIGH_LRS
+    small = {"rank": 32}
 
     rank: int = 64  # number of modes
     scale: float = 1.0  # weight of the update

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.methods.parameter.weight.phm_adapter import add_adapters
 
 
-@method("parameter/weight/compacter")
 @dataclass
 class Compacter(Method):
     """Share one rule among all PHM adapters of the network, and keep only rank-one weights in each.
@@ -29,6 +28,7 @@ class Compacter(Method):
     """
 
     lr = 1e-1
+    lrs = HIGH_LRS
 
     unmergeable = "its bottleneck has a GELU inside, so it is no linear change of the weights"
 

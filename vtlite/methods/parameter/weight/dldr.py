@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.backbones.stages import HEADS
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.backbones.base import HEADS
+from vtlite.method import HIGH_LRS, Backbone, Method, Train, Tuned
 from vtlite.methods.parameter.changes import (
     ChangedModule,
     change_modules,
@@ -19,11 +18,8 @@ from vtlite.methods.parameter.changes import (
     shuffled_batches,
 )
 from vtlite.storage import VTError
-
-if TYPE_CHECKING:
-    from torch.utils.data import Dataset
-
-    from vtlite.tuning import Tuned
+from vtlite.task import Task
+from vtlite.tuning import merge
 
 
 def gram(rows: Tensor) -> Tensor:
@@ -98,7 +94,6 @@ def inner(module: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-@method("parameter/weight/dldr")
 @dataclass
 class DLDR(Method):
     """Fine-tune in full once, keep the few directions that the weights took, and train inside them.
@@ -118,6 +113,7 @@ class DLDR(Method):
     """
 
     lr = 1e-2
+    lrs = HIGH_LRS
 
     k: int = 40  # directions
     snapshots: int = 80  # of the sampling run, besides its start; at least k
@@ -143,18 +139,22 @@ class DLDR(Method):
 
         change_modules(backbone, along)
 
-    def prepare(self, model: Tuned, train: Dataset[Any]) -> None:
-        if has_learnt(model):
-            return
+    def fit(self, model: Tuned, task: Task, train: Train) -> None:
+        if not has_learnt(model):
+            train.once(model, lambda: self.sample(model, task.train))
+        train(model, task.train)
+
+    @torch.no_grad()
+    def sample(self, model: Tuned, train: Any) -> None:
+        """Fine-tune a copy in full and keep the directions that it took."""
         subspace = next(m for m in model.modules() if isinstance(m, Subspace))
         W = self.trajectory(model, train)
         subspace.basis.copy_(principal_directions(W, self.k))
         subspace.length.copy_((W[-1] - W[0]).norm())
 
-    def trajectory(self, model: Tuned, train: Dataset[Any]) -> Tensor:
+    @torch.enable_grad()
+    def trajectory(self, model: Tuned, train: Any) -> Tensor:
         """The weights along a full fine-tuning of a copy of the model -> [snapshots + 1, n]."""
-        from vtlite.tuning import merge
-
         plain = merge(model)
         weights = inner(plain)
         W = weights[0].new_empty(self.snapshots + 1, sum(p.numel() for p in weights))
@@ -169,7 +169,7 @@ class DLDR(Method):
                 if step == self.snapshots * self.stride:
                     return W
                 optimizer.zero_grad(set_to_none=True)
-                loss = F.cross_entropy(plain(images), labels)
+                loss = model.task.loss(plain(images), labels)
                 if not loss.isfinite():
                     raise VTError(
                         f"dldr: the loss of the sampling run became {loss.item()} at step {step + 1}; lower sampling_lr"

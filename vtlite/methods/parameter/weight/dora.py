@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vtlite.backbones.stages import attention_blocks
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.methods.parameter.updates import qkv_groups
 from vtlite.methods.parameter.weight.lora import LoRALinear
 from vtlite.ops.lora_linear import lora_linear
@@ -58,7 +58,6 @@ class DoRALinear(LoRALinear):
         ) - self.frozen(group)
 
 
-@method("parameter/weight/dora")
 @dataclass
 class DoRA(Method):
     """Learn each weight row's length by itself, and its direction by LoRA.
@@ -72,6 +71,7 @@ class DoRA(Method):
     """
 
     lr = 3e-2
+    lrs = HIGH_LRS
 
     rank: int = 8  # inner width of the update; parameters grow in proportion
     alpha: float = 8.0  # the update is scaled by alpha / rank; kept while the rank changes

@@ -7,18 +7,15 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vtlite.backbones.stages import attention_blocks
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import HIGH_LRS, Backbone, Method, Tuned
 from vtlite.methods.parameter.updates import LowRankLinear, check_rank, qkv_groups
 from vtlite.storage import VTError
-
-if TYPE_CHECKING:
-    from vtlite.tuning import Tuned
 
 
 class DyLoRALinear(LowRankLinear):
@@ -55,7 +52,6 @@ class DyLoRALinear(LowRankLinear):
         return [p.detach() if self.frozen else p for p in lower] + [last]
 
 
-@method("parameter/weight/dylora")
 @dataclass
 class DyLoRA(Method):
     """Train LoRA with another rank in every step, so that its first ranks alone are a LoRA as well:
@@ -71,6 +67,8 @@ class DyLoRA(Method):
     and values: 294,912 parameters. The scale is the paper's alpha / b; the published code has alpha
     / rank * sqrt(rank / b).
     """
+
+    lrs = HIGH_LRS
 
     rank: int = 8  # the largest rank, at which the trained model starts out
     alpha: float = 8.0  # the update is scaled by alpha / b
@@ -94,13 +92,13 @@ class DyLoRA(Method):
                 block.attn.qkv, self.rank, self.alpha, qkv_groups("qkv", self.targets)
             )
 
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, model: Any, inputs: Tensor, targets: Tensor) -> Tensor:
         layers = [layer for layer in model.modules() if isinstance(layer, DyLoRALinear)]
         b = int(torch.randint(1, self.rank + 1, (1,)))
         for layer in layers:
             layer.active, layer.frozen = b, self.frozen
         try:
-            return super().loss(model, images, labels)
+            return super().loss(model, inputs, targets)
         finally:
             for layer in layers:
                 layer.active, layer.frozen = self.rank, False

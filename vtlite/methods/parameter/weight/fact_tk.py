@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.methods.parameter.updates import SlicedLinear, check_rank, replace_slices
 
 
@@ -33,7 +33,6 @@ class TuckerLinear(SlicedLinear):
         return torch.einsum("ijk,sk->sij", self.C, self.P)
 
 
-@method("parameter/weight/fact_tk")
 @dataclass
 class FacTTK(Method):
     """See all weights of a ViT as one tensor of D x D slices, and learn its change with factors U,
@@ -51,6 +50,8 @@ class FacTTK(Method):
     """
 
     lr = 3e-2
+    lrs = HIGH_LRS
+    small = {"rank": 16}
 
     rank: int = 32  # width of the shared factors; the shared core grows with its cube
     scale: float = 1.0  # weight of the update

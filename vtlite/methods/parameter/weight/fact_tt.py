@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.methods.parameter.updates import SlicedLinear, check_rank, replace_slices
 
 
@@ -28,7 +28,6 @@ class TensorTrainLinear(SlicedLinear):
         return self.S
 
 
-@method("parameter/weight/fact_tt")
 @dataclass
 class FacTTT(Method):
     """See all weights of a ViT as one tensor of D x D slices, and learn its change with factors U,
@@ -45,6 +44,8 @@ class FacTTT(Method):
     """
 
     lr = 3e-2
+    lrs = HIGH_LRS
+    small = {"rank": 8}
 
     rank: int = 16  # width of the shared factors; the cores grow with its square
     scale: float = 1.0  # weight of the update

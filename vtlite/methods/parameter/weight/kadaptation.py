@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.methods.parameter.updates import LowRankLinear, qkv_groups, replace_layers
 from vtlite.storage import VTError
 
@@ -74,7 +74,6 @@ class KAdaptedLinear(LowRankLinear):
         return base
 
 
-@method("parameter/weight/kadaptation")
 @dataclass
 class KAdaptation(Method):
     """Learn the changes of all query (and of all value) projections as sums of Kronecker products
@@ -94,6 +93,7 @@ class KAdaptation(Method):
     """
 
     lr = 1e-1
+    lrs = HIGH_LRS
 
     n: int = 32  # number of products and size of the shared factors; must divide the width
     rank: int = 1  # inner width of u_i v_i

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vtlite.backbones.stages import attention_blocks
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.methods.parameter.updates import UpdatedLinear, qkv_groups, replace_layers
 from vtlite.ops.kron_linear import kron_linear, kron_matrix
 
@@ -63,7 +63,6 @@ class KronMLP(nn.Module):
         return y if self.share is None else y + self.share * x
 
 
-@method("parameter/weight/krona")
 @dataclass
 class KronA(Method):
     """Learn the change of each attention projection as a Kronecker product, which can have full
@@ -83,6 +82,7 @@ class KronA(Method):
     """
 
     lr = 1e-1
+    lrs = HIGH_LRS
 
     # "weights": beside projections (mergeable); "block": beside the MLP; "residual": that, and a
     # learned share of its input

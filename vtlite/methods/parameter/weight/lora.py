@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import Backbone, Method
 from vtlite.methods.parameter.updates import LowRankLinear, check_rank, qkv_groups, replace_layers
 
 
@@ -69,7 +69,6 @@ class LoRAConv2d(nn.Module):
         return self.base
 
 
-@method("parameter/weight/lora")
 @dataclass
 class LoRA(Method):
     """Learn the change of each attention projection as a product of two thin matrices.

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.methods.parameter.updates import replace_layers
 from vtlite.methods.parameter.weight.lora import LoRAConv2d
 
 
-@method("parameter/weight/mosa")
 @dataclass
 class MoSA(Method):
     """Learn a change of the convolutions that see the new style, of the smallest rank.
@@ -28,6 +27,7 @@ class MoSA(Method):
     """
 
     lr = 3e-3
+    lrs = HIGH_LRS
 
     rank: int = 1  # rank of the update, per k of the kernel; parameters grow in proportion
     alpha: float = 1.0  # the update is scaled by alpha / rank; kept while the rank changes

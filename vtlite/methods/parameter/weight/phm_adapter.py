@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.methods.parameter.updates import replace_layers
 from vtlite.ops.kron_linear import kron_linear
 from vtlite.storage import VTError
@@ -87,7 +87,6 @@ def add_adapters(
     replace_layers(backbone, method, ("fc2",) if after_mlp_only else ("proj", "fc2"), adapted)
 
 
-@method("parameter/weight/phm_adapter")
 @dataclass
 class PHMAdapter(Method):
     """Put a small bottleneck after each attention and each MLP, with 1/n of its weights, spread by
@@ -105,8 +104,10 @@ class PHMAdapter(Method):
     """
 
     lr = 3e-2
+    lrs = HIGH_LRS
+    small = {"n": 4}
 
-    identity = "the up projections start small, not at zero"
+    starts_elsewhere = "the up projections start small, not at zero"
     unmergeable = "its bottleneck has a GELU inside, so it is no linear change of the weights"
 
     bottleneck: int = 24  # width between down and up projection; a multiple of n

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vtlite.backbones.stages import attention_blocks
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import Backbone, Method
 from vtlite.methods.parameter.updates import LowRankLinear, qkv_groups
 
 
@@ -39,7 +39,6 @@ class VeRALinear(LowRankLinear):
         return self.d[:, None] * A.repeat(G, 1), self.b[:, None] * B.repeat(G, 1)
 
 
-@method("parameter/weight/vera")
 @dataclass
 class VeRA(Method):
     """Share one pair of frozen random matrices among all layers, and learn only vectors that scale
@@ -56,6 +55,7 @@ class VeRA(Method):
     """
 
     lr = 1e-1
+    lrs = (1e-2, 3e-2, 1e-1, 3e-1)
 
     rank: int = 256  # inner width of the random matrices; costs one parameter each
     targets: str = "qv"  # which of the attention projections q, k, v get an update

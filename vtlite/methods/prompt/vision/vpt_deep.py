@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtlite.backbones.stages import attention_blocks
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import Backbone, Method
 from vtlite.ops.prompt_attention import prompt_attention
 
 KNOWN = ("vtlite.backbones.vit.Block", "timm.models.vision_transformer.Block")
@@ -75,7 +75,6 @@ def _known(block: Any) -> bool:
     return name in KNOWN and all(isinstance(part, nn.Identity | nn.Dropout) for part in parts)
 
 
-@method("prompt/vision/vpt_deep")
 @dataclass
 class VPTDeep(Method):
     """Give every block its own learned tokens, and let the frozen attention read them.
@@ -88,7 +87,9 @@ class VPTDeep(Method):
     gives the head a bias of -4.6; here AdamW and a plain head are used, as in most later work.
     """
 
-    identity = "random prompts take part in every softmax from the first step"
+    small = {"num_prompts": 8}
+
+    starts_elsewhere = "random prompts take part in every softmax from the first step"
     unmergeable = "its prompts are extra tokens, which no weight of the backbone can stand for"
 
     num_prompts: int = 8  # tokens added per block; attention cost grows with them

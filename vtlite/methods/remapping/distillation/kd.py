@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtlite.backbones.stages import attention_blocks, with_fewer_blocks
-from vtlite.methods.base import Backbone, Method, method
+from vtlite.method import LOW_LRS, Backbone, Method, Predictor, Train, Tuned
 from vtlite.ops.kd_loss import kd_loss
-
-if TYPE_CHECKING:
-    from torch.utils.data import Dataset
-
-    from vtlite.tuning import Tuned
+from vtlite.task import Task
+from vtlite.tuning import tune
 
 
-@method("remapping/distillation/kd")
+class Fixed:
+    """A network that never changes and is no part of the one that holds it: neither counted nor
+    saved, and shared by copies."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Fixed:
+        return self
+
+
+class Student(Predictor):
+    """The network that trains, beside what it learns from: inputs -> the task's answer."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module, task: Task, source: Backbone) -> None:
+        super().__init__(backbone, head, task)
+        self.source = Fixed(source)  # the backbone to make a teacher from
+        self.teacher: Fixed | None = None
+
+
 @dataclass
 class KD(Method):
     """Train a shallower student to give the same soft answers as a tuned teacher.
@@ -36,64 +51,55 @@ class KD(Method):
     """
 
     lr = 2e-3
+    lrs = LOW_LRS
 
-    identity = "the student lacks some of the backbone's blocks"
+    starts_elsewhere = "the student lacks some of the backbone's blocks"
 
     depth: int | None = None  # blocks of the student; half of the backbone's if not given
     temperature: float = 4.0  # T; higher makes the teacher's answer softer
     weight: float = 0.9  # of the teacher's answer against the label's
     teacher_method: str = "lora"  # how the teacher is tuned if none is given
     teacher_epochs: int = 10
-    student: Any = field(
-        default=None, repr=False, metadata={"model": True}
-    )  # a backbone to train instead of this one's blocks
-    teacher: nn.Module | None = field(
-        default=None, repr=False, metadata={"model": True}
-    )  # images -> logits over the same classes
-    _source: nn.Module | None = field(
-        default=None, init=False, repr=False
-    )  # what the teacher is tuned from
+    # a backbone to train instead of this one's blocks
+    student: Any = field(default=None, repr=False, compare=False, metadata={"model": True})
+    # images -> logits over the same classes
+    teacher: Any = field(default=None, repr=False, compare=False, metadata={"model": True})
 
     def __post_init__(self) -> None:
         self.expect(self.depth is None or self.depth >= 1, "depth", "of at least 1")
         self.expect(self.temperature > 0, "temperature", "above 0")
         self.expect(0 <= self.weight <= 1, "weight", "in [0, 1]")
 
-    def attach(self, backbone: Backbone) -> nn.Module:
-        self._source = backbone
+    def build(self, backbone: Backbone, task: Task) -> nn.Module:
+        student = self.small_network(backbone).requires_grad_(True)
+        return Student(student, task.head(student), task, backbone)
+
+    def small_network(self, backbone: Backbone) -> Backbone:
+        """The student's backbone: the one given, or some of this one's blocks."""
         if self.student is not None:
             student = copy.deepcopy(self.student)
             student.reset_classifier(0)
-            return student.requires_grad_(True)
+            return student
         attention_blocks(backbone, "kd without a student", plain=True)
         total = len(backbone.blocks)
         depth = total // 2 if self.depth is None else self.depth
-        self.expect(
-            1 <= depth <= total, "depth", f"of at most {total}, the backbone's number of blocks"
-        )
-        return with_fewer_blocks(backbone, depth).requires_grad_(True)
+        self.expect(1 <= depth <= total, "depth", f"of at most {total}, the backbone's blocks")
+        return with_fewer_blocks(backbone, depth)
 
-    def prepare(self, model: Tuned, train: Dataset[Any]) -> None:
-        if self.teacher is None and self._source is not None:
-            from vtlite.training import fit
-            from vtlite.tuning import tune
+    def fit(self, model: Tuned, task: Task, train: Train) -> None:
+        device, teacher = next(model.parameters()).device, copy.deepcopy(self.teacher)
+        if teacher is None:
+            teacher = tune(model.network.source.network, self.teacher_method, task).to(device)
+            own = {"lr": teacher.method.lr, "epochs": self.teacher_epochs}
+            train(teacher, task.train, **own, val=None, augment=None, progress=False)
+        model.network.teacher = Fixed(teacher.to(device).requires_grad_(False).eval())
+        train(model, task.train)
 
-            self.teacher = tune(self._source, self.teacher_method, num_classes=model.num_classes)
-            fit(self.teacher, train, epochs=self.teacher_epochs, progress=False)
-        assert self.teacher is not None
-        self.teacher = (
-            copy.deepcopy(self.teacher)
-            .to(next(model.parameters()).device)
-            .requires_grad_(False)
-            .eval()
-        )
-
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        student = model(images)
-        if self.teacher is None:
-            return F.cross_entropy(student, labels)  # before `prepare`: only the labels speak
+    def loss(self, model: Any, inputs: Tensor, targets: Tensor) -> Tensor:
+        by_labels = model.task.loss(student := model(inputs), targets)
+        if model.network.teacher is None:
+            return by_labels  # before `fit`: only the labels speak
         with torch.no_grad():
-            teacher = self.teacher(images)
-        return (1 - self.weight) * F.cross_entropy(student, labels) + self.weight * kd_loss(
-            student, teacher, self.temperature
-        )
+            teacher = model.network.teacher.network(inputs)
+        by_teacher = kd_loss(student, teacher, self.temperature)
+        return (1 - self.weight) * by_labels + self.weight * by_teacher
