@@ -82,8 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         "pretrain", help="make an embedded network again; continues a run that was stopped"
     )
     pretrain.add_argument("--name", default="vtlite-clip")
-    pretrain.add_argument("--steps", type=int, default=5_500)
-    pretrain.add_argument("--lr", type=float, default=2e-3)
+    pretrain.add_argument("--steps", type=int, default=7_000)
+    pretrain.add_argument("--lr", type=float, default=1e-3)
+    pretrain.add_argument("--batch-size", type=int, default=128)
     pretrain.add_argument("--seed", type=int, default=0)
     pretrain.add_argument("--out", type=Path, help="default: out/NAME.safetensors")
 
@@ -228,7 +229,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
             out = arguments.out or Path("out") / f"{arguments.name}.safetensors"
             out.parent.mkdir(parents=True, exist_ok=True)
-            pretrain(arguments.name, out, arguments.steps, arguments.lr, arguments.seed)
+            a = arguments
+            pretrain(a.name, out, a.steps, a.lr, a.seed, a.batch_size)
             print(f"written: {out} and its card {out.with_suffix('.md')}")
         case "bench":
             _bench(arguments)

@@ -68,9 +68,7 @@ def test_a_prompt_of_vectors_goes_between_the_words() -> None:
         clip.encode_embedded(embedded, tokens.argmax(-1)), clip.encode_text(tokens)
     )
     context = torch.zeros(2, 96, requires_grad=True)
-    prompted = torch.cat(
-        [embedded[:, :1], context.expand(2, -1, -1), embedded[:, 3:]], dim=1
-    )
+    prompted = torch.cat([embedded[:, :1], context.expand(2, -1, -1), embedded[:, 3:]], dim=1)
     clip.encode_embedded(prompted, tokens)[:, 0].sum().backward()
     assert context.grad is not None
     assert context.grad.abs().sum() > 0
@@ -149,8 +147,12 @@ def test_the_image_tower_is_a_plain_backbone() -> None:
 
 # Published weights: open_clip's models with random numbers stand for them.
 
-SHAPES = [("ViT-B-32", False), ("ViT-B-32-quickgelu", True), ("ViT-B-16", False),
-          ("ViT-B-16-quickgelu", True)]
+SHAPES = [
+    ("ViT-B-32", False),
+    ("ViT-B-32-quickgelu", True),
+    ("ViT-B-16", False),
+    ("ViT-B-16-quickgelu", True),
+]
 
 
 @pytest.fixture(scope="module")

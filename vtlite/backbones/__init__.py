@@ -145,9 +145,7 @@ def load_backbone(
     return network
 
 
-def load_clip(
-    name_or_path: str | Path = "vtlite-clip", quick_gelu: bool | None = None
-) -> CLIP:
+def load_clip(name_or_path: str | Path = "vtlite-clip", quick_gelu: bool | None = None) -> CLIP:
     """A pre-trained two-tower model (see `load_backbone`). Raises `VTError` for a file without a
     text tower."""
     clip = load_backbone(name_or_path, quick_gelu=quick_gelu)
@@ -168,7 +166,9 @@ def save_backbone(backbone: Any, path: str | Path, half: bool = False, **metadat
         if not k.startswith(HEADS)
     }
     known = {  # the rest can be read off the shapes
-        key: getattr(backbone, key) for key in ("num_heads", "quick_gelu") if getattr(backbone, key, 0)
+        key: getattr(backbone, key)
+        for key in ("num_heads", "quick_gelu")
+        if getattr(backbone, key, 0)
     }
     save_tensors(path, tensors, {**known, **metadata})
 
@@ -256,9 +256,7 @@ def _clip_like(
             f"{source} is not a CLIP with open_clip's names: it lacks {', '.join(missing)}; "
             "a state dict from another library has to be renamed first"
         )
-    images = {
-        k.removeprefix("visual."): t for k, t in tensors.items() if k.startswith("visual.")
-    }
+    images = {k.removeprefix("visual."): t for k, t in tensors.items() if k.startswith("visual.")}
     visual = _vit_like(images, num_heads, source, quick_gelu)
     vocabulary, width = tensors["text.token_embedding.weight"].shape
     text = TextTransformer(

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.backbones.vit import Block, initialise_linear
+from vtlite.backbones.vit import Block
 from vtlite.storage import VTError
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
@@ -53,7 +53,12 @@ class TextTransformer(nn.Module):
         self.ln_final = nn.LayerNorm(embed_dim)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
-        initialise_linear(self)
+        for name, layer in self.blocks.named_modules():  # the paper's start
+            if isinstance(layer, nn.Linear):
+                inner = (2 * depth) ** -0.5 if name.endswith(("attn.proj", "mlp.fc2")) else 1.0
+                wide = 2**-0.5 if name.endswith("mlp.fc1") else 1.0
+                nn.init.normal_(layer.weight, std=embed_dim**-0.5 * inner * wide)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, embedded: Tensor, end: Tensor) -> Tensor:
         """`end` [C] is the position of each text's end token. What stands behind the last of them

@@ -11,6 +11,7 @@ import gzip
 import html
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ class BPETokenizer:
         parts = [self.letters[byte] for byte in word.encode("utf-8")]
         parts[-1] += "</w>"
         while len(parts) > 1:
-            pairs = list(zip(parts, parts[1:], strict=False))
+            pairs = list(pairwise(parts))
             best = min(pairs, key=lambda pair: self.rank.get(pair, BYTE_PAIRS))
             if best not in self.rank:
                 break
@@ -123,9 +124,7 @@ class BPETokenizer:
     def __call__(self, texts: Sequence[str], truncate: bool = False) -> Tensor:
         """Texts -> int64 [C, context]; `VTError` for one that is too long, unless `truncate`."""
         numbers = [self.numbers(text) for text in texts]
-        return _table(
-            texts, numbers, self.number[START], self.number[END], self.context, truncate
-        )
+        return _table(texts, numbers, self.number[START], self.number[END], self.context, truncate)
 
 
 def published_tokenizer(vocabulary: int, context: int) -> Any:

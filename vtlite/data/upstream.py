@@ -116,9 +116,7 @@ class Upstream:
         drawn = (count - photographs) // DRAWN  # rows are in random order, so the first will do
         sprites = torch.cat([line_drawing(sprites[:drawn], g), _recoloured(sprites[drawn:], g)])
         images, where = augment(sprites, g)
-        captions, about = zip(
-            *(self._caption(row, words) for row in rows.tolist()), strict=True
-        )
+        captions, about = zip(*(self._caption(row, words) for row in rows.tolist()), strict=True)
         return Batch(
             images,
             list(captions),
