@@ -112,7 +112,7 @@ def test_deterministic_by_seed_with_a_card_and_no_rest(tmp_path: Path) -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
     card = out.with_suffix(".md").read_text(encoding="utf-8")
-    assert "--name vtlite-clip --steps 5 --lr 0.001 --batch-size 16 --seed 0" in card
+    assert "--name vtlite-clip --steps 5 --lr 0.001\n  --batch-size 16 --seed 0" in card
     assert "from the weights of `vtlite-tiny`" in card
     assert not list(tmp_path.glob("*.partial"))
     clip = load_clip(out)

@@ -42,7 +42,6 @@ EVERY = 250  # steps from one kept state to the next
 WARMUP, DECAY = 200, 0.4  # steps of rising learning rate; the share of steps in which it falls
 AVERAGE = 0.995  # of the weights: a moving average over some 200 steps
 
-
 # Drawing styles to measure, and what the network knows of them.
 MEASURED = {
     "noto": "trained on, newly placed",
@@ -56,22 +55,25 @@ CARD = """# {name}
 
 Stored in half precision; load it with `vt.load_backbone("{name}")`.
 
-- **Made by** `python -m vtlite pretrain --name {name} --steps {steps} --lr {lr} --batch-size {batch_size} --seed {seed}`
-  (`vtlite/pretrain.py`), from {start}: AdamW, weight decay {weight_decay}, {seen:,} augmented pictures, the mean of the last
-  weights kept; {minutes:.0f} minutes on {threads} shared CPU thread(s), torch {torch}, vtlite {version}. The same seed gives the
-  same weights on the same machine and number of threads; a run that was stopped continues.
-- **Data** (`vtlite/data/upstream.py`): {drawings:,} emoji drawings in the styles {styles} (Apache-2.0, MIT) with names
-  and tags (MIT), and 5,000 Fashion-MNIST training photographs of five classes (MIT); recoloured, made into line drawings,
-  moved and laid on random backgrounds. None of these pictures, and none of the five other clothing classes, is in a
-  downstream task; Twemoji and the high-contrast drawings were never seen, and nothing was chosen on them.
-- **Results**, zero-shot (`vtlite/zero_shot.py`; of a style's own names, "an emoji of KIND"):
+- **Made by** `python -m vtlite pretrain --name {name} --steps {steps} --lr {lr}
+  --batch-size {batch_size} --seed {seed}` (`vtlite/pretrain.py`), from {start}: AdamW, weight
+  decay {weight_decay}, {seen:,} augmented pictures, a moving average of the weights;
+  {minutes:.0f} minutes on {threads} shared CPU thread(s), torch {torch}, vtlite {version}. The same
+  seed gives the same weights on the same machine and number of threads; a run that was stopped
+  continues.
+- **Data** (`vtlite/data/upstream.py`): {drawings:,} emoji drawings in the styles {styles}
+  (Apache-2.0, MIT) with names and tags (MIT), and 5,000 Fashion-MNIST training photographs of five
+  classes (MIT); recoloured, made into line drawings, moved and laid on random backgrounds. None of
+  these pictures, and none of the five other clothing classes, is in a downstream task; Twemoji and
+  the high-contrast drawings were never seen, and nothing was chosen on them.
+- **Results**, zero-shot (`vtlite/zero_shot.py`), among all names that a style has:
 
 | drawings | right name first | in the first five | sub-category of 98 | category of 9 |
 |---|---:|---:|---:|---:|
 {rows}
 
-- **Limits**: small pictures, synthetic backgrounds, the words of emoji and of some clothes; no photographs of scenes. It
-  is for learning and for tests, not for products.
+- **Limits**: small pictures, synthetic backgrounds, the words of emoji and of some clothes; no
+  photographs of scenes. It is for learning and for tests, not for products.
 - **Licence**: Apache-2.0, as vtlite.
 """
 

@@ -111,8 +111,8 @@ class CLIP(nn.Module):
         too long, and for a model that came without a tokenizer."""
         if self.tokenizer is None:
             raise VTError(
-                "expected a tokenizer, found none beside these weights; install open_clip_torch, or "
-                'set clip.tokenizer = BPETokenizer("bpe_simple_vocab_16e6.txt.gz")'
+                "expected a tokenizer, found none beside these weights; install open_clip_torch, "
+                'or set clip.tokenizer = BPETokenizer("bpe_simple_vocab_16e6.txt.gz")'
             )
         return self.tokenizer(texts).to(self.logit_scale.device)
 
