@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,9 +16,7 @@ from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from vtlite.storage import atomic_write
-
-if TYPE_CHECKING:
-    from vtlite.data.tasks import Task
+from vtlite.task import Task
 
 Row = dict[str, Any]
 
@@ -66,11 +64,16 @@ def accuracy_over_parameters(
 
     `rows` have "method" (a key of METHODS), "trainable" and "accuracy" in [0, 1]; a row with
     "spread" gets an error bar of that half height. A dashed line marks full fine-tuning where it is
-    among them.
+    among them, a dotted one whatever trains nothing.
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
     seen: set[str] = set()
+    for row in (row for row in rows if not row["trainable"]):  # a log axis has no place for it
+        name, height = row["method"].split("/")[-1], 100 * row["accuracy"]
+        ax.axhline(height, color="#777777", lw=0.8, ls=":", zorder=0)
+        ax.annotate(name, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    rows = [row for row in rows if row["trainable"]]
     for row in rows:
         group = row["method"].split("/")[0]
         colour, marker = GROUP_STYLE[group]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtlite.backbones.base import Pixels
 from vtlite.backbones.clip import CLIP
@@ -58,6 +58,23 @@ def zero_shot(
     probabilities."""
     texts = class_features(clip, classes, template)
     return torch.cat([clip.logits(clip.encode_image(part), texts) for part in images.split(BATCH)])
+
+
+class ZeroShot(nn.Module):
+    """A two-tower model asked for one of `classes`: images [B, 3, S, S] -> logits [B, C]; nothing
+    trains."""
+
+    texts: Tensor
+
+    def __init__(
+        self, clip: CLIP, classes: Sequence[str], template: str | Sequence[str] = "{}"
+    ) -> None:
+        super().__init__()
+        self.clip = clip.requires_grad_(False)
+        self.register_buffer("texts", class_features(clip, classes, template))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.clip.logits(self.clip.encode_image(images), self.texts)
 
 
 def read_picture(path: str | Path, pixels: Pixels) -> Tensor:
