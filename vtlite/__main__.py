@@ -61,8 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         "data", help="the embedded tasks: list them, draw one, or build the image sheets again"
     )
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("list", help="every task with its classes and sizes")
-    draw = actions.add_parser("show", help="draw training images of one task")
+    actions.add_parser("list", help="every task: kind, classes, sizes, source and licence")
+    draw = actions.add_parser("show", help="draw training images of one task with their answers")
     draw.add_argument("task")
     draw.add_argument("--figure", type=Path, help="default: out/TASK.png")
     build = actions.add_parser(
@@ -347,10 +347,7 @@ def _data(arguments: argparse.Namespace) -> None:
 
     if arguments.action == "list":
         for name in TASKS:
-            task = load_task(name)
-            print(
-                f"{name} ({task.group}): {task.description}; {task.num_classes} classes; {' + '.join(map(str, task.sizes))} images"
-            )
+            print(_about_task(name))
         return
     from vtlite.plots import save_figure, show_task
 
@@ -362,6 +359,26 @@ def _data(arguments: argparse.Namespace) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(show_task(task, rows=3), path)
     print(f"written: {path}")
+
+
+def _about_task(name: str) -> str:
+    """One task in three lines: its kind and sizes, what is asked, where the pictures come from."""
+    from vtlite.data.tasks import load_task, source_of
+    from vtlite.task import Several, Stream
+
+    task = load_task(name)
+    classes = f"{task.num_classes} classes"
+    if isinstance(task, Several):
+        classes = " and ".join(
+            f"{n} ({part.num_classes} classes)" for n, part in task.parts.items()
+        )
+    if isinstance(task, Stream):
+        classes += f"; stages {', '.join(stage.name for stage in task.stages)}"
+    sizes = " + ".join(map(str, task.sizes))
+    return (
+        f"{name}: {type(task).__name__}, {task.group}; {sizes} items; {classes}\n"
+        f"    {task.description}\n    {source_of(name)}"
+    )
 
 
 if __name__ == "__main__":

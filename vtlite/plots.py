@@ -15,8 +15,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.transforms import Bbox
 from torch import Tensor
 
+from vtlite.plots_tasks import show_task as show_task
 from vtlite.storage import atomic_write
-from vtlite.task import Task
 
 Row = dict[str, Any]
 
@@ -125,19 +125,6 @@ def _name_points(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
             if not any(box.overlaps(other) for other in taken):
                 break
         taken.append(box)
-
-
-def show_task(task: Task, columns: int = 10, rows: int = 1) -> Figure:
-    """The first training images of a task with their class names."""
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(1.15 * columns, 1.4 * rows), layout="constrained", squeeze=False
-    )
-    for i, ax in enumerate(axes.flat):
-        image, label = task.train[i]
-        ax.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy())
-        ax.set_title(task.classes[label], fontsize=7)
-        ax.axis("off")
-    return figure
 
 
 def bars(
