@@ -1,5 +1,5 @@
-"""The command line: `python -m vtlite tour | list | show | data | pretrain | bench | bench-ops |
-classroom`."""
+"""The command line: `python -m vtlite tour | list | show | zero-shot | data | pretrain | bench |
+bench-ops | classroom`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     tour.add_argument(
         "--task",
-        default="twemoji",
+        default="digits",
         help="an embedded task, torchvision:NAME or folder:PATH (default: %(default)s)",
     )
     tour.add_argument(
@@ -46,6 +46,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     show.add_argument("name")
 
+    naming = commands.add_parser(
+        "zero-shot", help="name pictures of your own: the words that lie nearest to each"
+    )
+    naming.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    naming.add_argument(
+        "--names", help='what they may show, e.g. "apple, cat, car" (default: all emoji names)'
+    )
+    naming.add_argument(
+        "--template", default="{}", help='e.g. "a drawing of {}" (default: the name alone)'
+    )
+
     data = commands.add_parser(
         "data", help="the embedded tasks: list them, draw one, or build the image sheets again"
     )
@@ -68,11 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--out", type=Path, help="default: the package's own assets")
 
     pretrain = commands.add_parser(
-        "pretrain", help="make an embedded backbone again; continues a run that was stopped"
+        "pretrain", help="make an embedded network again; continues a run that was stopped"
     )
-    pretrain.add_argument("--name", default="vtlite-tiny")
-    pretrain.add_argument("--epochs", type=int, default=120)
-    pretrain.add_argument("--lr", type=float, default=2e-3)
+    pretrain.add_argument("--name", default="vtlite-clip")
+    pretrain.add_argument("--steps", type=int, default=7_000)
+    pretrain.add_argument("--lr", type=float, default=1e-3)
+    pretrain.add_argument("--batch-size", type=int, default=128)
     pretrain.add_argument("--seed", type=int, default=0)
     pretrain.add_argument("--out", type=Path, help="default: out/NAME.safetensors")
 
@@ -91,6 +103,12 @@ def _parser() -> argparse.ArgumentParser:
         help="an embedded task; may be given more than once (default: all)",
     )
     bench.add_argument("--workers", type=int, default=2)
+    bench.add_argument(
+        "--counted",
+        type=Path,
+        metavar="FILE",
+        help="instead: what one training step of each method costs on ViT-B/16, written to this JSON",
+    )
     bench.add_argument(
         "--update",
         type=Path,
@@ -208,6 +226,8 @@ def _run(arguments: argparse.Namespace) -> None:
             from vtlite.show import show_method
 
             show_method(arguments.name)
+        case "zero-shot":
+            _zero_shot(arguments)
         case "data":
             _data(arguments)
         case "pretrain":
@@ -215,10 +235,11 @@ def _run(arguments: argparse.Namespace) -> None:
 
             out = arguments.out or Path("out") / f"{arguments.name}.safetensors"
             out.parent.mkdir(parents=True, exist_ok=True)
-            pretrain(arguments.name, out, arguments.epochs, arguments.lr, arguments.seed)
+            a = arguments
+            pretrain(a.name, out, a.steps, a.lr, a.seed, a.batch_size)
             print(f"written: {out} and its card {out.with_suffix('.md')}")
         case "bench":
-            _bench(arguments)
+            (_counted if arguments.counted else _bench)(arguments)
         case "bench-ops":
             from vtlite.bench_ops import bench_ops
 
@@ -226,6 +247,22 @@ def _run(arguments: argparse.Namespace) -> None:
             bench_ops(a.device, a.json, a.tiny, a.ops, a.models, a.estimate, a.repeats)
         case "classroom":
             _classroom(arguments)
+
+
+def _zero_shot(arguments: argparse.Namespace) -> None:
+    from vtlite.backbones import load_clip
+    from vtlite.data.sheets import emoji
+    from vtlite.zero_shot import name_pictures
+
+    if arguments.names is None:
+        names = list(dict.fromkeys(fact["label"] for fact in emoji("noto")[1]))
+    else:
+        names = [name.strip() for name in arguments.names.split(",") if name.strip()]
+    found = name_pictures(load_clip(), arguments.pictures, names, arguments.template)
+    for path, best in zip(arguments.pictures, found, strict=True):
+        print(path)
+        for name, probability in best:
+            print(f"  {probability:6.1%}  {name}")
 
 
 def _classroom(arguments: argparse.Namespace) -> None:
@@ -259,6 +296,16 @@ def _classroom(arguments: argparse.Namespace) -> None:
     for row in rows:
         print(f"{row['student']:20} {row['points']:5g} of {row['of']:g}  {row['status']}")
     print(f"written: {arguments.out} and a page per student in {arguments.out.with_suffix('')}")
+
+
+def _counted(arguments: argparse.Namespace) -> None:
+    from vtlite.counting import counted, table
+    from vtlite.show import write_between
+
+    found = table(counted(arguments.counted))
+    print(found)
+    if arguments.update:
+        write_between(arguments.update, "counted", found)
 
 
 def _bench(arguments: argparse.Namespace) -> None:

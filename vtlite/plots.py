@@ -64,11 +64,16 @@ def accuracy_over_parameters(
 
     `rows` have "method" (a key of METHODS), "trainable" and "accuracy" in [0, 1]; a row with
     "spread" gets an error bar of that half height. A dashed line marks full fine-tuning where it is
-    among them.
+    among them, a dotted one whatever trains nothing.
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
     seen: set[str] = set()
+    for row in (row for row in rows if not row["trainable"]):  # a log axis has no place for it
+        name, height = row["method"].split("/")[-1], 100 * row["accuracy"]
+        ax.axhline(height, color="#777777", lw=0.8, ls=":", zorder=0)
+        ax.annotate(name, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    rows = [row for row in rows if row["trainable"]]
     for row in rows:
         group = row["method"].split("/")[0]
         colour, marker = GROUP_STYLE[group]

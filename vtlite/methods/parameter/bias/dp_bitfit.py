@@ -13,6 +13,22 @@ from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.storage import VTError
 
 
+class ShiftPerImage(torch.autograd.Function):
+    """y + a shift per image [B, channels] that is zero, and there for its gradient: so y as it is,
+    with no pass over it. Channels are the last dimension of y, or number `dim`."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, shifts: Tensor, dim: int) -> Tensor:
+        ctx.images, ctx.dim = len(shifts), dim
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        # Swin has several windows per image, one after another.
+        of_image = dy.movedim(ctx.dim, -1).reshape(ctx.images, -1, dy.shape[ctx.dim])
+        return dy, of_image.sum(1), None
+
+
 class BiasPerImage(nn.Module):
     """A layer or norm whose bias trains. While `shifts` is set, each image has a shift of its own:
     zeros [B, channels], for their gradients."""
@@ -31,15 +47,7 @@ class BiasPerImage(nn.Module):
         y = self.layer(x)
         if self.shifts is None:
             return y
-        rows = self.shifts.repeat_interleave(
-            len(y) // len(self.shifts), dim=0
-        )  # Swin has several windows per image, one after another
-        inner = [1] * (y.ndim - 2)
-        return (
-            y + rows.view(len(y), -1, *inner)
-            if isinstance(self.layer, nn.Conv2d)
-            else y + rows.view(len(y), *inner, -1)
-        )
+        return ShiftPerImage.apply(y, self.shifts, 1 if isinstance(self.layer, nn.Conv2d) else -1)
 
     def merged(self) -> nn.Module:
         return self.layer

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from vtlite.method import Backbone, Method
 from vtlite.ops.scale_shift import scale_shift
@@ -22,9 +23,15 @@ class ScaleShift(nn.Module):
         self.shift = nn.Parameter(torch.empty(channels).normal_(0, 0.02))
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.operation, nn.Conv2d | nn.BatchNorm2d):
-            return self.operation(x) * self.scale.view(-1, 1, 1) + self.shift.view(-1, 1, 1)
-        return scale_shift(self.operation(x), self.scale, self.shift)
+        operation = self.operation
+        if isinstance(operation, nn.LayerNorm | nn.BatchNorm2d):
+            # A norm ends in a scale and a shift anyway: as one pair with these, it keeps x alone.
+            weight = operation.weight * self.scale
+            bias = operation.bias * self.scale + self.shift
+            return functional_call(operation, {"weight": weight, "bias": bias}, x)
+        if isinstance(operation, nn.Conv2d):
+            return operation(x) * self.scale.view(-1, 1, 1) + self.shift.view(-1, 1, 1)
+        return scale_shift(operation(x), self.scale, self.shift)
 
     def merged(self) -> nn.Module:
         """The plain operation with w <- scale w (per output channel) and b <- scale b + shift."""

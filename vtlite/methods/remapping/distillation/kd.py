@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from vtlite.backbones.stages import attention_blocks, with_fewer_blocks
 from vtlite.method import LOW_LRS, Backbone, Method, Predictor, Train, Tuned
 from vtlite.ops.kd_loss import kd_loss
-from vtlite.task import Task
+from vtlite.storage import VTError
+from vtlite.task import Several, Task
 from vtlite.tuning import tune
 
 
@@ -71,6 +72,11 @@ class KD(Method):
         self.expect(0 <= self.weight <= 1, "weight", "in [0, 1]")
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
+        if isinstance(task, Several):
+            raise VTError(
+                "kd: expected a task with one answer, found several; distil each of its parts, or "
+                "choose another method"
+            )
         small = self.small_network(backbone).requires_grad_(True)
         student = Student(small, task.head(small), task, backbone)
         if self.teacher is not None:
