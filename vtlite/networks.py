@@ -91,12 +91,15 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
         "pvt_v2_b0",
         {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 2, 4)},
     ),
-    "LeViT": ("levit_128s", {"img_size": 64}),
-    "Mixer": ("mixer_b16_224", {"img_size": 32, "embed_dim": 48, "num_blocks": 2}),
+    "LeViT": (
+        "Levit",
+        {"img_size": 64, "embed_dim": (32, 48, 64), "depth": (1, 1, 1), "num_heads": (2, 3, 4)},
+    ),
+    "Mixer": ("MlpMixer", {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_blocks": 2}),
     "ConvNeXt": ("convnext_atto", _FOUR),
     "ConvNeXt V2": ("convnextv2_atto", _FOUR),
-    "EfficientNet": ("efficientnet_b0", {"channel_multiplier": 0.25}),
-    "EfficientNet, TensorFlow": ("tf_efficientnet_b0", {"channel_multiplier": 0.25}),
+    "EfficientNet": ("test_efficientnet", {}),
+    "EfficientNet, TensorFlow": ("test_efficientnet", {"pad_type": "same"}),
     "MobileNet V2": ("mobilenetv2_035", {}),
     "MobileNet V3": ("mobilenetv3_small_050", {}),
     "GhostNet": ("ghostnet_050", {}),
@@ -139,7 +142,10 @@ def small_network(name: str) -> Any:
     architecture, sizes = NETWORKS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = timm.create_model(architecture, pretrained=False, num_classes=0, **sizes)
+        if timm.is_model(architecture):
+            network = timm.create_model(architecture, pretrained=False, num_classes=0, **sizes)
+        else:  # a class, where the functions by name fix all sizes
+            network = getattr(timm.models, architecture)(num_classes=0, **sizes)
         for parameter in network.parameters():  # no neutral value, behind which a mistake could hide
             parameter.data += 0.02 * torch.randn_like(parameter)
         for key, buffer in network.named_buffers():
