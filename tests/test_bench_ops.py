@@ -22,7 +22,7 @@ def test_plain_and_ours_are_the_same_function(name: str) -> None:
     operation = bench_ops.OPERATIONS[name]
     inputs = bench_ops.make_inputs(operation, bench_ops.TINY["tiny"], "cpu", torch.float64)
     plain, ours = (
-        torch.autograd.grad(f(*inputs).square().sum(), bench_ops._leaves(inputs))
+        torch.autograd.grad(f(*inputs).square().sum(), bench_ops.leaves_of(inputs))
         for f in (operation.plain, operation.ours)
     )
     torch.testing.assert_close(operation.ours(*inputs), operation.plain(*inputs))
@@ -71,8 +71,8 @@ def test_the_readme_has_the_committed_rows() -> None:
     )
     rows = bench_ops.estimate(bench_ops.OPERATIONS, {"ViT-B/16": bench_ops.SIZES["ViT-B/16"]})
     for line in (
-        *map(bench_ops._model_line, measured["models"]),
-        bench_ops._estimate_table(rows, bench_ops.ESTIMATED).split("\n\n")[-1],
+        *map(bench_ops.model_line, measured["models"]),
+        bench_ops.estimate_table(rows, bench_ops.ESTIMATED).split("\n\n")[-1],
     ):
         assert line in readme
 

@@ -28,7 +28,7 @@ def test_the_recipe_of_contributing_adds_a_method_with_three_files(tmp_path: Pat
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     file = re.search(r"\*\*Write the file\*\*, `(.+?)`", text)
     assert file
-    code, row, count = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[:3]
+    code, row, count = re.findall(r"```(?:python|text)\n(.*?)```", text, re.DOTALL)[:3]
     for folder in ("vtlite", "tests"):
         shutil.copytree(
             ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")

@@ -1,9 +1,7 @@
 """The survey's tree as data: nothing is missing, nothing is named twice, every reference leads
 somewhere."""
 
-import ast
 import re
-from pathlib import Path
 
 import pytest
 
@@ -197,12 +195,3 @@ def test_backbones_and_directions() -> None:
     assert {"ResNet", "ViT", "Swin", "CLIP", "X3D", "VOLO"} <= set(named)
     assert len(named) == 8 + 8 + 3 + 1
     assert len(DIRECTIONS) == 4
-
-
-def test_the_data_needs_nothing_heavy() -> None:
-    body = ast.parse(Path(taxonomy.__file__).read_text(encoding="utf-8")).body
-    assert [node.module for node in body if isinstance(node, ast.ImportFrom)] == [
-        "__future__",
-        "dataclasses",
-    ]
-    assert not any(isinstance(node, ast.Import) for node in body)

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import gc
 import math
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import TensorDataset
 
 import vtlite as vt
@@ -262,3 +266,153 @@ def test_evaluate_by_hand_and_in_eval_mode() -> None:
     model.train()
     assert vt.evaluate(model, test, batch_size=5) == pytest.approx(expected)
     assert model.training
+
+
+# A copy that is swapped in
+# ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Grows(vt.Method):
+    """Trains, then changes its own structure and settings, writes to frozen weights, trains again."""
+
+    width: int = 0
+
+    def attach(self, backbone: Any) -> None:
+        backbone.norm.requires_grad_(True)
+
+    def fit(self, model: vt.Tuned, task: Any, train: Any) -> None:
+        train(model, task.train)
+        model.network.extra = nn.Linear(3, 5)
+        model.method = replace(self, width=5)
+        model.backbone.blocks[0].mlp.fc1.weight.mul_(2)  # frozen: nobody may share it any longer
+        train(model, task.train, each=stop_at(self))
+
+
+def stop_at(method: Grows) -> Any:
+    def each(progress: float) -> None:
+        if progress > 0.5 and STOP:
+            raise KeyboardInterrupt
+
+    return each
+
+
+STOP: list[int] = []
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_method_that_changes_its_structure_is_swapped_in_whole_or_not_at_all(
+    stopped: bool,
+) -> None:
+    model = vt.tune(make_tiny(), Grows(), num_classes=3)
+    network, before = model.network, {n: t.clone() for n, t in model.state_dict().items()}
+    STOP[:] = [1] if stopped else []
+    if stopped:
+        with pytest.raises(KeyboardInterrupt):
+            fit(model)
+        assert model.network is network
+        assert model.method == Grows()
+        now = model.state_dict()
+        assert now.keys() == before.keys()
+        assert all(torch.equal(now[n], t) for n, t in before.items())
+    else:
+        history = fit(model)
+        assert model.method == Grows(width=5)
+        assert "network.extra.weight" in model.state_dict()
+        assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5, 6]
+    first = "network.backbone.blocks.0.mlp.fc1.weight"
+    times = 1 if stopped else 2
+    assert torch.equal(model.state_dict()[first], times * before[first])
+
+
+def test_fit_holds_frozen_weights_once() -> None:
+    """On ViT-B/16 a training takes room for what trains and its optimiser, not for another 330 MB."""
+    model = vt.tune(vt.create_backbone("vit_base_patch16_224"), "bitfit", 3)
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    inside: list[int] = []
+
+    def look(images: Tensor) -> Tensor:
+        copies = [o for o in gc.get_objects() if type(o) is nn.Parameter and o.ndim >= 2]
+        inside.append(sum(p.nbytes for p in copies if not torch._C._is_cow_tensor(p)))
+        return images
+
+    g = torch.Generator().manual_seed(0)
+    one = TensorDataset(torch.randn(1, 3, 224, 224, generator=g), torch.tensor([1]))
+    fit(model, one, epochs=1, batch_size=1, augment=look)
+    weights = sum(p.nbytes for p in frozen)
+    assert weights > 300e6
+    assert inside
+    assert inside[0] < 0.1 * weights  # all large frozen weights are shared, none is a second copy
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("kd", {"teacher_epochs": 2, "teacher_method": "full"}),
+        ("lp_ft", {}),
+        ("dldr", {"k": 4, "snapshots": 6, "stride": 1}),
+        ("gps", {}),
+    ],
+)
+@pytest.mark.parametrize("steps", [2, 6, 8])
+def test_a_stopped_training_of_several_parts_continues_exactly_and_repeats_nothing_finished(
+    name: str, settings: dict, steps: int, tmp_path: Path
+) -> None:
+    """Stopped in the teacher's training, between, and in the student's; then resumed; then asked
+    for again when it has finished."""
+    made: list[str] = []
+    whole, part = tuned(name, **settings), tuned(name, **settings)
+    with Watch(made):
+        fit(whole, epochs=2)
+    expected = list(made)
+    made.clear()
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(KeyboardInterrupt), Watch(made, stop=steps):
+        fit(part, epochs=2, checkpoint=path)
+    with Watch(made):
+        fit(part, epochs=2, checkpoint=path)
+    assert torch.equal(values(part), values(whole))
+    lost = len(made) - len(expected)
+    assert 0 <= lost <= 6  # at most the batches of the epoch that was stopped (or of one `once`)
+    made.clear()
+    again = tuned(name, **settings)
+    with Watch(made):
+        fit(again, epochs=2, checkpoint=path)
+    assert torch.equal(values(again), values(whole))
+    assert not made, "a finished training was done again"
+
+
+class Watch:
+    """Counts optimiser steps of any kind, and interrupts at one of them."""
+
+    def __init__(self, made: list[str], stop: int = 0) -> None:
+        self.made, self.stop = made, stop
+
+    def __enter__(self) -> None:
+        self.count = 0
+
+        def step(optimizer: Any, args: Any, kwargs: Any) -> None:
+            self.count += 1
+            if self.count == self.stop:
+                raise KeyboardInterrupt
+            self.made.append(type(optimizer).__name__)
+
+        self.handle = register_optimizer_step_pre_hook(step)
+
+    def __exit__(self, *error: object) -> None:
+        self.handle.remove()
+
+
+def test_a_plain_network_cannot_be_fitted_merged_or_saved(tmp_path: Path) -> None:
+    backbone = make_tiny()
+    for call in (
+        lambda: vt.fit(backbone, data()),
+        lambda: vt.merge(backbone),
+        lambda: vt.save_delta(backbone, tmp_path / "d"),
+    ):
+        with pytest.raises(vt.VTError, match=r"expected a model that vt.tune made, found Vision"):
+            call()
+    with pytest.raises(vt.VTError, match="expected a model with a head, found a Vision"):
+        vt.evaluate(backbone, data())
+    with pytest.raises(vt.VTError, match="expected training data, found a model tuned for a numb"):
+        vt.fit(tuned())

@@ -4,7 +4,7 @@
 from vtlite.backbones import create_backbone, load_backbone, save_backbone
 from vtlite.data.tasks import TASKS, load_task
 from vtlite.method import Tuned
-from vtlite.methods import METHODS, Method
+from vtlite.methods import METHODS, Method, find_method
 from vtlite.storage import VTError
 from vtlite.task import Task
 from vtlite.training import evaluate, extract_features, fit
@@ -23,6 +23,7 @@ __all__ = [
     "create_backbone",
     "evaluate",
     "extract_features",
+    "find_method",
     "fit",
     "load_backbone",
     "load_delta",

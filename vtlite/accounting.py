@@ -13,10 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from vtlite.method import Tuned
@@ -31,7 +35,10 @@ __all__ = [
     "flops",
     "kept_bytes",
     "latency_ratio",
+    "step_bytes",
+    "step_flops",
     "step_ratio",
+    "step_ratios",
     "step_time",
     "without_method",
 ]
@@ -56,6 +63,27 @@ def flops(model: nn.Module, images: Tensor) -> int:
     return counter.get_total_flops()
 
 
+def step_flops(model: Tuned, images: Tensor, labels: Tensor) -> int:
+    """The same of a whole training step, forward and backward. Products are counted; what moves or
+    adds numbers (a gather, a norm, the optimiser) is not."""
+    model = copy.deepcopy(model).train()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.method.backward(model, images, labels)
+    return counter.get_total_flops()
+
+
+class _FusedAttention(TorchFunctionMode):
+    """On the meta device, the attention that CPUs and GPUs have: its own choice would keep every
+    softmax."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention and args[0].is_meta and not kwargs:
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args)[0]
+        return func(*args, **(kwargs or {}))
+
+
 def kept_bytes(call: Callable[[], Tensor], own: Iterable[Tensor]) -> int:
     """Bytes that the forward pass `call` keeps for the backward pass, the tensors in `own` (inputs,
     parameters) not counted."""
@@ -68,7 +96,8 @@ def kept_bytes(call: Callable[[], Tensor], own: Iterable[Tensor]) -> int:
         kept.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    saved = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with saved, _FusedAttention():
         out = call()
     del out
     return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in mine)
@@ -79,18 +108,30 @@ def activation_memory(model: Tuned, images: Tensor, labels: Tensor) -> int:
     themselves not counted."""
     training = model.training
     model.train()
-    kept = kept_bytes(
-        lambda: model.method.loss(model, images, labels),
-        (*model.parameters(), *model.buffers(), images, labels),
-    )
+    own = (*_resident(model), images, labels)
+    kept = kept_bytes(lambda: model.method.loss(model, images, labels), own)
     model.train(training)
     return kept
+
+
+def step_bytes(model: Tuned, images: Tensor, labels: Tensor) -> int:
+    """The same of a whole training step, for methods with a backward pass of their own."""
+    model = copy.deepcopy(model).train()
+    own = (*_resident(model), images, labels)
+    return kept_bytes(lambda: model.method.backward(model, images, labels), own)
+
+
+def _resident(model: Tuned) -> list[Tensor]:
+    """What is in memory before a step: parameters, buffers, and what the method holds (the
+    pre-trained weights of L2-SP)."""
+    held = [t for t in tree_leaves(vars(model.method)) if isinstance(t, Tensor)]
+    return [*model.parameters(), *model.buffers(), *held]
 
 
 def step_time(model: Tuned, images: Tensor, labels: Tensor, repeats: int = 7) -> float:
     """Seconds of one training step (forward, backward, AdamW) on this batch, the median of
     `repeats`; `model` stays as it was."""
-    return statistics.median(_times(_step(model, images, labels), repeats)[0])
+    return statistics.median(_times([_step(model, images, labels)], repeats)[0])
 
 
 def step_ratio(
@@ -98,8 +139,16 @@ def step_ratio(
 ) -> float:
     """How many times as long a training step of `model` takes as one of `reference`: the median of
     ratios measured in turns."""
-    ours, theirs = _times(_step(model, images, labels), repeats, _step(reference, images, labels))
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return step_ratios([model], reference, images, labels, repeats)[0]
+
+
+def step_ratios(
+    models: Iterable[Tuned], reference: Tuned, images: Tensor, labels: Tensor, repeats: int = 15
+) -> list[float]:
+    """The same of several models, all in turns with the reference."""
+    steps = [_step(model, images, labels) for model in (reference, *models)]
+    theirs, *ours = _times(steps, repeats)
+    return [statistics.median(a / b for a, b in zip(taken, theirs, strict=True)) for taken in ours]
 
 
 def _step(model: Tuned, images: Tensor, labels: Tensor) -> Callable[[], None]:
@@ -120,7 +169,7 @@ def latency_ratio(
 ) -> float:
     """How many times as long `model` takes as `reference` for one forward pass: the median of
     ratios measured in turns."""
-    ours, theirs = _times(lambda: model(images), repeats, lambda: reference(images))
+    ours, theirs = _times([lambda: model(images), lambda: reference(images)], repeats)
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
@@ -133,13 +182,9 @@ def without_method(model: Tuned) -> nn.Module:
         return model
 
 
-def _times(
-    call: Callable[[], object], repeats: int, other: Callable[[], object] | None = None
-) -> tuple[list[float], list[float]]:
-    """Seconds of each of `repeats` calls, and of `other` called in turns with it, after one warm-up
-    of both."""
-    calls = [call] if other is None else [call, other]
-    taken: list[list[float]] = [[], []]
+def _times(calls: list[Callable[[], object]], repeats: int) -> list[list[float]]:
+    """Seconds of each of `repeats` runs of each call, in turns, after one warm-up of all."""
+    taken: list[list[float]] = [[] for _ in calls]
     for i in range(repeats + 1):
         for which, function in enumerate(calls):
             start = time.perf_counter()
@@ -148,4 +193,4 @@ def _times(
                 torch.cuda.synchronize()
             if i:
                 taken[which].append(time.perf_counter() - start)
-    return taken[0], taken[1]
+    return taken

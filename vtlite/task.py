@@ -30,6 +30,8 @@ class Task:
     """
 
     metric: ClassVar[str] = "accuracy"  # the one number of `score` that methods are compared by
+    # Whether a backbone's own classifier asks the same: logits from the pooled features.
+    is_classifier: ClassVar[bool] = False
 
     name: str = ""
     classes: tuple[str, ...] = ()
@@ -96,6 +98,8 @@ class Task:
 class Classification(Task):
     """One of `classes` for each image: targets are labels [B], answers logits [B, classes]."""
 
+    is_classifier = True
+
     def head(self, backbone: Any) -> nn.Module:
         return nn.Linear(about(backbone).num_features, self.num_classes)
 
@@ -114,6 +118,7 @@ class MultiLabel(Task):
     shape."""
 
     metric = "mAP"
+    is_classifier = True
 
     def head(self, backbone: Any) -> nn.Module:
         return nn.Linear(about(backbone).num_features, self.num_classes)
@@ -196,6 +201,8 @@ class Segmentation(Task):
 
 class Clips(Classification):
     """One of `classes` for each clip [B, T, C, H, W]: the head reads the mean over the frames."""
+
+    is_classifier = False
 
     def features(self, backbone: nn.Module, inputs: Tensor) -> Tensor:
         """What the head reads: clips [B, T, C, H, W] -> [B, D], blind to the order of frames."""

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from vtlite.journal import Journal
@@ -151,10 +151,17 @@ class Train:
         """
         run = _Run(replace(self, **changes), model, data, self.journal.begin())
         torch.manual_seed(run.seed)
-        history = run.train(each)
+        ended = run.resume()
+        first, last = len(run.history), 0 if ended else run.loop.epochs
+        with run.bar() as bar:
+            for epoch in range(first, last):
+                ended = run.one_epoch(epoch, bar, each)
+                run.save(finished=ended or epoch + 1 == last)
+                if ended:
+                    break
         torch.manual_seed(run.seed + 1)  # what follows draws the same, trained or resumed
-        self.histories.append((model, history))
-        return history
+        self.histories.append((model, run.history))
+        return run.history
 
     def once(self, model: Tuned, do: Callable[[], Any]) -> None:
         """Let `do` change tensors of the model, or take its result from the checkpoint if it was
@@ -191,23 +198,14 @@ class _Run:
         self.optimizer = torch.optim.AdamW(parameter_groups(model, loop.weight_decay), lr=loop.lr)
         self.history: History = []
 
-    def train(self, each: Callable[[float], Any] | None = None) -> History:
-        ended = self.resume()
-        done = len(self.history) * self.steps_per_epoch
-        name = short(self.model.method.key)
+    def bar(self) -> tqdm:
+        """The progress, from where the run stands."""
+        done, name = len(self.history) * self.steps_per_epoch, short(self.model.method.key)
         hidden = not self.loop.progress
-        with tqdm(total=self.total, initial=done, desc=name, disable=hidden, unit="step") as bar:
-            for epoch in range(len(self.history), 0 if ended else self.loop.epochs):
-                row, ended = self.one_epoch(epoch, bar, each)
-                self.history.append(row)
-                self.save(finished=ended or epoch + 1 == self.loop.epochs)
-                if ended:
-                    break
-        return self.history
+        return tqdm(total=self.total, initial=done, desc=name, disable=hidden, unit="step")
 
-    def one_epoch(
-        self, epoch: int, bar: tqdm, each: Callable[[float], Any] | None
-    ) -> tuple[dict[str, float], bool]:
+    def one_epoch(self, epoch: int, bar: tqdm, each: Callable[[float], Any] | None) -> bool:
+        """Train, validate, and add a row to the history; True if `each` ended the training."""
         # Each epoch has its own random numbers: a resumed run needs no saved generator.
         torch.manual_seed(self.seed * 1_000_003 + epoch)
         start, loss_sum, seen, ended = time.perf_counter(), 0.0, 0, False
@@ -231,7 +229,8 @@ class _Run:
             row.update({f"val_{name}": value for name, value in scores.items()})
         shown = ("loss", f"val_{self.model.task.metric}")
         bar.set_postfix({name: f"{row[name]:.3f}" for name in shown if name in row})
-        return {**row, "seconds": time.perf_counter() - start}, ended
+        self.history.append({**row, "seconds": time.perf_counter() - start})
+        return ended
 
     def one_step(self, step: int, inputs: Any, targets: Any) -> float:
         self.model.task.check(targets)
@@ -353,16 +352,41 @@ def _classification(model: Any, logits: Any) -> Task:
     return Classification(classes=tuple(str(i) for i in range(logits.shape[1])))
 
 
+class Features(Dataset[tuple[Tensor, Any]]):
+    """What a head reads and is to answer, for a whole data set: features [N, ...] and targets [N,
+    ...], or a dict of such."""
+
+    def __init__(self, features: Tensor, targets: Any) -> None:
+        self.features, self.targets = features, targets
+
+    @property
+    def tensors(self) -> tuple[Tensor, Any]:
+        """(features, targets), as torch's TensorDataset has them."""
+        return self.features, self.targets
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        return self.features[index], picked(self.targets, index)
+
+
+def picked(targets: Any, index: int) -> Any:
+    """One of the targets; of a dict, one of each."""
+    if isinstance(targets, dict):
+        return {name: picked(each, index) for name, each in targets.items()}
+    return targets[index]
+
+
 @torch.no_grad()
-def extract_features(model: Tuned, data: Any, batch_size: int = 200) -> TensorDataset:
-    """The features before the head and the targets of a whole data set, computed once ->
-    TensorDataset of [N, D] and [N] (as the task's kind has them)."""
+def extract_features(model: Tuned, data: Any, batch_size: int = 200) -> Features:
+    """The features before the head and the targets of a whole data set, computed once."""
     device = next(model.parameters()).device
     batches = [
         (model.features(inputs.to(device)), targets)
         for inputs, targets in DataLoader(data, batch_size)
     ]
-    return TensorDataset(torch.cat([f for f, _ in batches]), torch.cat([y for _, y in batches]))
+    return Features(torch.cat([f for f, _ in batches]), joined([y for _, y in batches]))
 
 
 def fit_head(model: Tuned, train: Any, c: float = 1.0) -> None:
@@ -372,12 +396,13 @@ def fit_head(model: Tuned, train: Any, c: float = 1.0) -> None:
     The features are standardised by one mean and one standard deviation for the fit, which are then
     folded into the head. Raises `VTError` for a head that is not linear.
     """
-    if not isinstance(model.head, nn.Linear):
+    if not (isinstance(model.head, nn.Linear) and isinstance(model.task, Classification)):
         raise VTError(
-            f"expected a linear head for a logistic regression, found {type(model.head).__name__}; "
-            "choose a classification"
+            "expected a classification with a linear head for a logistic regression, found a "
+            f"{type(model.task).__name__} with a {type(model.head).__name__}; choose another method"
         )
-    features, labels = extract_features(model, train).tensors
+    found = extract_features(model, train)
+    features, labels = found.features, found.targets
     check_labels(labels, model.num_classes)
     mean, std = features.mean(), features.std() + 1e-6
     x, labels = (features - mean) / std, labels.to(features.device)  # [n, D], [n]

@@ -169,7 +169,7 @@ def _merge_children(module: nn.Module) -> None:
 
 def _with_head(plain: Any, head: nn.Module, task: Task) -> Any:
     """The backbone with `head` as its own classifier, where it takes one like it."""
-    if type(task).features is Task.features and isinstance(head, nn.Linear):
+    if task.is_classifier and isinstance(head, nn.Linear):
         plain.reset_classifier(task.num_classes)
         own = plain.get_classifier()
         own = own if isinstance(own, tuple) else (own,)  # DeiT's two: it answers with their mean

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision import datasets
 
 import vtlite as vt
+from vtlite.backbones.base import Pixels
 from vtlite.data.folders import load_torchvision
 
 COLOURS = {"blue": (0, 0, 255), "red": (255, 0, 0)}
@@ -385,7 +386,7 @@ def test_the_usual_sets_are_known(
 ) -> None:
     if name == "EuroSAT":  # no official splits, so there is no test set to report on
         with pytest.raises(vt.VTError, match="unknown torchvision data set"):
-            load_torchvision(name, tmp_path, 32)
+            load_torchvision(name, tmp_path, Pixels((32, 32)))
         return
 
     def unreachable(*args: object, **kwargs: object) -> None:
@@ -394,7 +395,7 @@ def test_the_usual_sets_are_known(
     for fetch in ("urllib.request.urlopen", "socket.create_connection"):
         monkeypatch.setattr(fetch, unreachable)
     with pytest.raises(vt.VTError, match=f"could not download {name} "):
-        load_torchvision(name, tmp_path, 32)
+        load_torchvision(name, tmp_path, Pixels((32, 32)))
 
 
 @pytest.mark.parametrize(
@@ -417,4 +418,4 @@ def test_an_unknown_set_is_answered_with_the_nearest(name: str, sentence: str) -
 )
 def test_sets_of_another_interface_are_a_sentence(name: str, tmp_path: Path) -> None:
     with pytest.raises(vt.VTError):
-        load_torchvision(name, tmp_path, 32)
+        load_torchvision(name, tmp_path, Pixels((32, 32)))

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, TensorDataset
 import vtlite as vt
 from tests.conftest import make_tiny
 from tests.methods.checks import CLASSES, SMALL
+from vtlite.accounting import activation_memory
 from vtlite.methods.parameter.both.gps import SparseModule, contrastive_loss
 from vtlite.methods.parameter.both.spt import Budget, Unit, allocate
 from vtlite.methods.parameter.weight.dldr import DLDR, Subspace, inner, principal_directions
@@ -415,6 +416,25 @@ def test_spt_keeps_to_its_choice_through_training() -> None:
     )
     assert 0 < sum(int(c.sum()) for c in changed.values()) <= entries + dense
     assert not any(c.any() for name, c in changed.items() if not name.startswith("blocks."))
+
+
+def test_sparse_layers_are_to_others_the_layers_they_stand_for() -> None:
+    for name in ("gps", "spt"):
+        model = prepared(tuned(name))
+        fc1, plain = model.backbone.blocks[0].mlp.fc1, vt.merge(model).blocks[0].mlp.fc1
+        assert (fc1.in_features, fc1.out_features) == (24, 96)
+        torch.testing.assert_close(fc1.weight, plain.weight)
+        torch.testing.assert_close(fc1.bias, plain.bias)
+
+
+@pytest.mark.parametrize("name", ["gps", "spt"])
+def test_no_weight_is_kept_and_none_gets_a_whole_gradient(name: str) -> None:
+    """Beside what full fine-tuning keeps: places, and the patch embedding of GPS."""
+    images, labels = images_and_labels()
+    model, full = prepared(tuned(name)), vt.tune(make_tiny(), "full", CLASSES)
+    kept = [activation_memory(m, images, labels) for m in (model, full)]
+    weights = sum(4 * b.numel() for b in make_tiny().blocks.parameters())
+    assert kept[0] < kept[1] + 0.5 * weights
 
 
 # DLDR

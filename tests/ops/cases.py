@@ -24,6 +24,7 @@ from vtlite.ops import (
     mixed_op,
     prompt_attention,
     scale_shift,
+    sparse_linear,
 )
 
 # "blocks" is larger than a block of the kernel in each direction, and a multiple of none.
@@ -72,13 +73,15 @@ class Case:
 
 
 def _lora_linear(r: Callable[..., Tensor], shape: str) -> tuple[Any, ...]:
-    starts = (0, 4) if shape == "groups" else (0,)  # rows 0, 1 and 4, 5 of 6, as q and v of qkv
+    # Rows 0, 1 and 4, 5 of 6, as q and v of qkv.
+    starts = (0, 4) if shape in ("groups", "shared A") else (0,)
     G, K, N, R = len(starts), 5, 6, 2
     if shape == "blocks":
         K, N, R = 70, 131, 17
-    bias = None if shape == "no bias" else r(N, grad=False)
+    bias = None if shape == "no bias" else r(N, grad=shape == "trained bias")
     x = r(*rows(shape), K, grad=shape != "frozen x")  # x needs no gradient in the first block
-    return x, r(N, K, grad=False), bias, r(G * R, K), r(2 * G if G > 1 else N, R), 0.5, starts
+    A = r(R, K, grad=False) if shape == "shared A" else r(G * R, K)
+    return x, r(N, K, grad=False), bias, A, r(2 * G if G > 1 else N, R), 0.5, starts
 
 
 def _kron_linear(r: Callable[..., Tensor], shape: str) -> tuple[Any, ...]:
@@ -88,6 +91,14 @@ def _kron_linear(r: Callable[..., Tensor], shape: str) -> tuple[Any, ...]:
         "blocks": (1, 11, 9, 12, 10),
     }.get(shape, (1, 3, 2, 2, 3))
     return r(*rows(shape), p * q), r(n, a, p), r(n, b, q)
+
+
+def _sparse_linear(r: Callable[..., Tensor], shape: str) -> tuple[Any, ...]:
+    K, N, m = (70, 131, 200) if shape == "blocks" else (5, 6, 0 if shape == "no entries" else 7)
+    bias = None if shape == "no bias" else r(N, grad=shape != "frozen bias")
+    x = r(*rows(shape), K, grad=shape != "frozen x")  # x needs no gradient in the first block
+    places = torch.randperm(N * K, generator=torch.Generator().manual_seed(1))[:m].int()
+    return x, r(N, K, grad=False), bias, r(m), places.to(x.device)
 
 
 def _cross_entropy(r: Callable[..., Tensor], shape: str) -> tuple[Any, ...]:
@@ -187,12 +198,20 @@ OPS = {
         lora_linear.lora_linear,
         lora_linear.lora_linear_reference,
         _lora_linear,
-        own_shapes=("groups", "no bias", "frozen x"),
+        own_shapes=("groups", "shared A", "no bias", "trained bias", "frozen x"),
         operands=lambda x, *rest: (
             x.detach().flatten(0, -2).requires_grad_(x.requires_grad),
             *rest[:-1],
             list(rest[-1]),
         ),
+    ),
+    "sparse_linear": Case(
+        sparse_linear._sparse_linear,
+        sparse_linear.sparse_linear,
+        sparse_linear.sparse_linear_reference,
+        _sparse_linear,
+        own_shapes=("no entries", "no bias", "frozen bias", "frozen x"),
+        operands=lambda x, *rest: (_flat(x), *rest),
     ),
     "mixed_op": Case(
         mixed_op._mixed_op,

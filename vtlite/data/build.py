@@ -1,15 +1,17 @@
 """Make the embedded image sheets from their public source packages (run once; the results are
 committed).
 
-Sources, all free to redistribute with notice (see `assets/README.md`):
+Sources, all free to redistribute with notice (`assets/README.md` has the commands and licences):
 
-- `npm pack emoji-datasource-google@16.0.0` and `emoji-datasource-twitter@16.0.0`, unpacked: Noto
-  emoji (Apache-2.0) and Twemoji (CC-BY 4.0), 64x64 drawings with transparency, names and
-  categories;
+- npm's `emoji-datasource-google` and `emoji-datasource-twitter`: Noto emoji (Apache-2.0) and
+  Twemoji (CC-BY 4.0), 64x64 drawings with transparency, names and categories;
+- npm's `emojibase-data` (MIT): a label and tags in plain words for each emoji;
+- npm's `@iconify-json/...` (see ICONS): the same emoji in five more drawing styles, as SVG;
 - Debian's package `dataset-fashion-mnist` (or torchvision's raw files): Fashion-MNIST (MIT).
 
 A sheet is one lossless WebP image: 32x32 tiles, 48 to a row, in the order of the JSON file beside
-it.
+it. Tile i of every emoji sheet is row i of `emoji.json`; where a style lacks a drawing, its tile is
+empty.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ import gzip
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from vtlite.data import icons
 from vtlite.storage import VTError, atomic_write
 
 TILE, COLUMNS = 32, 48
+_EMPTY = Image.new("RGBA", (TILE, TILE))
 ASSETS = Path(__file__).parent / "assets"
 FASHION_CLASSES = (
     "t-shirt",
@@ -47,43 +52,89 @@ UPSTREAM_FASHION = (
 )  # the other five are only ever seen downstream
 
 
-def build(noto: Path, twemoji: Path, fashion: Path, out: Path = ASSETS) -> list[Path]:
-    """Write the three sheets and their two JSON files into `out` and return their paths.
+ICONS = {
+    "noto-v1": "@iconify-json/noto-v1",
+    "fluent-flat": "@iconify-json/fluent-emoji-flat",
+    "fluent": "@iconify-json/fluent-emoji",
+    "high-contrast": "@iconify-json/fluent-emoji-high-contrast",
+    "fxemoji": "@iconify-json/fxemoji",
+}
 
-    `noto` and `twemoji` are unpacked npm packages (they hold `emoji.json`), `fashion` a folder with
-    the four gzipped idx files. Raises `VTError` when a source file is missing.
+
+def build(packages: Path, fashion: Path, out: Path = ASSETS) -> list[Path]:
+    """Write the sheets and their two JSON files into `out` and return their paths.
+
+    `packages` is the `node_modules` folder with the npm packages, `fashion` a folder with the four
+    gzipped idx files. Raises `VTError` when a source file is missing.
     """
-    return [*_build_emoji(noto, twemoji, out), *_build_fashion(fashion, out)]
+    entries = _entries(packages)
+    facts = _facts(entries, packages)
+    paths = [_save_rows(out / "emoji.json", facts)]
+    for style, vendor in (("noto", "google"), ("twemoji", "twitter")):
+        folder = packages / f"emoji-datasource-{vendor}" / "img" / vendor / "64"
+        paths.append(_save_sheet(out / f"{style}.webp", _pictures(entries, folder), "RGBA"))
+    for style, name in ICONS.items():
+        drawn = _drawn(entries, facts, packages / name)
+        paths.append(_save_sheet(out / f"{style}.webp", drawn, "RGBA"))
+    return [*paths, *_build_fashion(fashion, out)]
 
 
-def _build_emoji(noto: Path, twemoji: Path, out: Path) -> list[Path]:
-    entries = [
-        e
-        for e in sorted(
-            json.loads(_source(noto / "emoji.json").read_text()), key=lambda e: e["sort_order"]
-        )
-        if e["category"] != "Component" and e["has_img_google"] and e["has_img_twitter"]
+def _entries(packages: Path) -> list[dict[str, Any]]:
+    """The emoji that both Noto and Twemoji draw, without parts such as skin tones, in Unicode's
+    order."""
+    entries = _read_json(packages / "emoji-datasource-google" / "emoji.json")
+    return [
+        entry
+        for entry in sorted(entries, key=lambda entry: entry["sort_order"])
+        if entry["category"] != "Component" and entry["has_img_google"] and entry["has_img_twitter"]
     ]
-    facts = [
+
+
+def _facts(entries: list[dict[str, Any]], packages: Path) -> list[dict[str, Any]]:
+    """What a task or a caption says of each emoji: name, category, sub-category, label, tags."""
+    words = {
+        icons.code(word["hexcode"]): word
+        for word in _read_json(packages / "emojibase-data" / "en" / "data.json")
+    }
+    return [
         {
-            "name": e["short_name"].replace("_", " "),
-            "category": e["category"],
-            "subcategory": e["subcategory"],
+            "name": entry["short_name"].replace("_", " "),
+            "category": entry["category"],
+            "subcategory": entry["subcategory"],
+            "label": words[icons.code(entry["unified"])]["label"],
+            "tags": words[icons.code(entry["unified"])].get("tags", []),
         }
-        for e in entries
+        for entry in entries
     ]
-    paths = [
-        _save_text(out / "emoji.json", "[\n" + ",\n".join(json.dumps(f) for f in facts) + "\n]\n")
+
+
+def _pictures(entries: list[dict[str, Any]], folder: Path) -> list[Image.Image]:
+    return [
+        Image.open(_source(folder / entry["image"]))
+        .convert("RGBA")
+        .resize((TILE, TILE), Image.Resampling.BOX)
+        for entry in entries
     ]
-    for style, root, vendor in (("noto", noto, "google"), ("twemoji", twemoji, "twitter")):
-        tiles = [
-            Image.open(_source(root / "img" / vendor / "64" / e["image"]))
-            .convert("RGBA")
-            .resize((TILE, TILE), Image.Resampling.BOX)
-            for e in entries
-        ]
-        paths.append(_save_sheet(out / f"{style}.webp", tiles, "RGBA"))
-    return paths
+
+
+def _drawn(
+    entries: list[dict[str, Any]], facts: list[dict[str, Any]], package: Path
+) -> list[Image.Image]:
+    """One tile per emoji from an icon package, empty where it has none."""
+    drawings = _read_json(package / "icons.json")
+    # The shaded Fluent icons have the flat ones' names, and only the flat ones list code points.
+    listed = package.with_name("fluent-emoji-flat") if package.name == "fluent-emoji" else package
+    chars = dict(_read_json(listed / "chars.json"))
+    find = icons.finder(drawings, chars)
+    tiles = []
+    for entry, fact in zip(entries, facts, strict=True):
+        label = fact["label"]
+        names = (label, label.replace("flag: ", "flag for "), entry["name"] or "")
+        name = find(entry["unified"], names)
+        tile = icons.tile(drawings, name, TILE) if name else _EMPTY
+        opacity = np.asarray(tile)[:, :, 3].max()
+        tiles.append(tile if opacity >= 128 else _EMPTY)  # a fog that no one sees is no drawing
+    return tiles
 
 
 def _build_fashion(folder: Path, out: Path) -> list[Path]:
@@ -114,10 +165,15 @@ def _read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
 
 
+def _read_json(path: Path) -> Any:
+    return json.loads(_source(path).read_text(encoding="utf-8"))
+
+
 def _source(path: Path) -> Path:
     if not path.is_file():
         raise VTError(
-            f"expected the source file {path}, found none; see the top of vtlite/data/build.py for where it comes from"
+            f"expected the source file {path}, found none; "
+            "see the top of vtlite/data/build.py for where it comes from"
         )
     return path
 
@@ -133,7 +189,12 @@ def _save_sheet(path: Path, tiles: list[Image.Image], mode: str) -> Path:
     return path
 
 
+def _save_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    return _save_text(path, f"[\n{lines}\n]\n")
+
+
 def _save_text(path: Path, text: str) -> Path:
     with atomic_write(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     return path

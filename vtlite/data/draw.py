@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+SOFT = 0.5  # contrast of the backgrounds behind vivid ink, so that what is asked for can be seen
 SHAPES = ("disc", "square", "triangle", "ring", "cross")
 
 
@@ -36,6 +37,38 @@ def backgrounds(count: int, size: int, g: Generator | None = None, contrast: flo
     return 0.5 + contrast * (pictures - 0.5)
 
 
+def busy(count: int, size: int, g: Generator | None = None) -> Tensor:
+    """A background with seven half-transparent shapes of random kind and colour on it, some cut by
+    the edge -> [B, 3, S, S]."""
+    pictures = backgrounds(count, size, g)
+    for _ in range(7):
+        x, y = uniform((2, count), -1, 1, g)
+        kind = torch.randint(len(SHAPES), (count,), generator=g)
+        radius, angle = uniform((count,), 0.1, 0.5, g), uniform((count,), 0, 6.28, g)
+        cover = shape_coverage(kind, x, y, radius, angle, size)
+        colour = torch.rand(count, 3, 1, 1, generator=g).expand(-1, -1, size, size)
+        pictures = over(torch.cat([colour, 0.6 * cover], 1), pictures)
+    return pictures
+
+
+PATTERNS = ("plain", "stripes", "checks", "dots")
+
+
+def patterns(kind: Tensor, size: int, g: Generator | None = None) -> Tensor:
+    """A background of two colours in one of PATTERNS, kind [B], anywhere -> [B, 3, S, S]."""
+    count = len(kind)
+    first = uniform((count, 3, 1, 1), 0.1, 0.9, g)
+    second = (first + 0.25 + 0.5 * torch.rand(count, 3, 1, 1, generator=g)) % 1
+    y, x = _grid(size)
+    offset_y, offset_x = uniform((2, count, 1, 1, 1), 0, 2 * math.pi, g)
+    waves = 4 * math.pi  # four periods a picture
+    u, v = (waves * x + offset_x).sin(), (waves * y + offset_y).sin()  # [B, 1, S, S]
+    zero = torch.zeros(count, 1, size, size)
+    amounts = [zero, u.expand_as(zero), u * v, (u + v) - 0.8]
+    amount = torch.stack(amounts).gather(0, kind.view(1, -1, 1, 1, 1).expand(1, -1, 1, size, size))
+    return first.lerp(second, (0.5 + 2 * amount[0]).clamp(0, 1) * (kind > 0).view(-1, 1, 1, 1))
+
+
 def place(
     sprites: Tensor,
     g: Generator | None = None,
@@ -53,6 +86,25 @@ def place(
     theta = torch.stack(
         [torch.stack([cos, -sin, offset[:, 0]], 1), torch.stack([sin, cos, offset[:, 1]], 1)], 1
     )  # [B, 2, 3]
+    return _warped(sprites, theta)
+
+
+def place_at(sprites: Tensor, x: Tensor, y: Tensor, scale: Tensor, angle: Tensor) -> Tensor:
+    """Draw each RGBA sprite around a given point: [B, 4, S, S] -> [B, 4, S, S].
+
+    All others are [B]: the centre in units of the half side, the sprite's side as a fraction of the
+    picture's, and the angle in radians.
+    """
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    rows = [
+        torch.stack([cos, -sin, sin * y - cos * x], 1),
+        torch.stack([sin, cos, -sin * x - cos * y], 1),
+    ]
+    return _warped(sprites, torch.stack(rows, 1))
+
+
+def _warped(sprites: Tensor, theta: Tensor) -> Tensor:
+    """Sprites seen through affine maps [B, 2, 3] from places in the result to places in the sprite."""
     premultiplied = torch.cat([sprites[:, :3] * sprites[:, 3:], sprites[:, 3:]], 1)
     moved = F.grid_sample(
         premultiplied,

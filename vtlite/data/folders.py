@@ -4,18 +4,24 @@ set of torchvision."""
 from __future__ import annotations
 
 import inspect
+import struct
+import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.error import URLError
 
+import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch.utils.data import Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from vtlite.data.tasks import TRAIN, VAL
+from vtlite.backbones.base import Pixels
+from vtlite.data.images import TRAIN, VAL
+from vtlite.data.sheets import TILE
 from vtlite.storage import VTError, unknown
 from vtlite.task import Classification, Task
 
@@ -34,9 +40,18 @@ _OTHER = {
 }
 # enough to tell methods apart by a per cent or two, and a minute instead of an hour on a laptop
 MAX_TEST = 2000
+# What the image library raises for truncated, empty and damaged files.
+_UNREADABLE = (
+    OSError,  # UnidentifiedImageError is one
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    OverflowError,
+)
 
 
-def load_folder(path: str | Path, image_size: int) -> Task:
+def load_folder(path: str | Path, pixels: Pixels) -> Task:
     """A task from PATH/train/CLASS/*.png and PATH/test/CLASS/*.png (or .jpg, .webp, ...); images
     are read when they are asked for.
 
@@ -54,7 +69,7 @@ def load_folder(path: str | Path, image_size: int) -> Task:
             )
         try:
             splits.append(
-                datasets.ImageFolder(path / name, transform=_transform(image_size), loader=_read)
+                datasets.ImageFolder(path / name, transform=_transform(pixels), loader=_read)
             )
         except FileNotFoundError as error:
             raise VTError(
@@ -69,7 +84,7 @@ def load_folder(path: str | Path, image_size: int) -> Task:
     return _task(f"folder:{path}", train, test, train.classes, f"images of {path}")
 
 
-def load_torchvision(name: str, root: str | Path, image_size: int) -> Task:
+def load_torchvision(name: str, root: str | Path, pixels: Pixels) -> Task:
     """A task from one of torchvision's classification data sets, by its class name ("CIFAR10"),
     downloaded to `root` if it is not there.
 
@@ -90,7 +105,7 @@ def load_torchvision(name: str, root: str | Path, image_size: int) -> Task:
         if "train" in test_splits[0]
         else {"split": "trainval" if name == "OxfordIIITPet" else "train"}
     )
-    transform = _transform(image_size)
+    transform = _transform(pixels)
     train = _open(cls, root, train_split, transform)
     try:
         test = _open(cls, root, test_splits[0], transform)
@@ -145,29 +160,67 @@ def _task(name: str, train: Any, test: Any, classes: Sequence[str], description:
     )
 
 
-def _transform(size: int) -> v2.Compose:
-    """Any image -> RGB floats [3, size, size] in [-1, 1], the shorter side resized and the middle
-    kept."""
+def _transform(pixels: Pixels) -> v2.Compose:
+    """Any image -> RGB floats [3, H, W], resized until it covers the size and cut to its middle,
+    then (pixel - mean) / std."""
+    size = pixels.size or (TILE, TILE)
     return v2.Compose(
         [
             v2.RGB(),
-            v2.Resize(size, antialias=True),
+            partial(_covering, size=size),
             v2.CenterCrop(size),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize([0.5] * 3, [0.5] * 3),
+            v2.Normalize(pixels.mean, pixels.std),
         ]
     )
 
 
+def _covering(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image made as small (or large) as still covers `size`, height and width; its shape kept."""
+    scale = max(size[0] / image.height, size[1] / image.width)
+    height, width = (
+        max(n, round(side * scale)) for n, side in zip(size, image.size[::-1], strict=True)
+    )
+    return cast(Image.Image, v2.functional.resize(image, [height, width], antialias=True))
+
+
 def _read(file: str) -> Image.Image:
+    """An image file of any kind as RGB: the first frame, turned as its EXIF data say, transparency
+    on white, 16 bits scaled to 8."""
     try:
-        with Image.open(file) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                return _rgb(ImageOps.exif_transpose(image))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise VTError(
-            f"expected an image, found {file}, which cannot be read ({error}); replace or remove it"
+            f"expected an image of at most {limit} megapixels, found the larger {file}; "
+            "make it smaller first"
         ) from error
+    except _UNREADABLE as error:
+        said = str(error) or type(error).__name__
+        raise VTError(
+            f"expected an image, found {file}, which cannot be read ({said}); replace or remove it"
+        ) from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values of 16 bits (0 to 65,535), or floats in [0, 1], as bytes."""
+    whole = np.issubdtype(values.dtype, np.integer)
+    scaled = values / 65535 if whole else np.nan_to_num(values)
+    return (scaled.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def _label(data: Any, index: int) -> int:

@@ -1,4 +1,4 @@
-"""LoRA linear: y = x W^T + b + s (x A^T) B^T with W and b frozen, for one low-rank update or
+"""LoRA linear: y = x W^T + b + s (x A^T) B^T with W frozen, for one low-rank update or
 several side by side (parameter tuning).
 
     h  = s x A^T              dh = s dy B
@@ -44,10 +44,11 @@ def lora_linear_reference(
     starts: Sequence[int] = (0,),
 ) -> Tensor:
     """x [..., K], weight [N, K], A [G R, K], B [G n, R] -> y [..., N]: update g has the rows from
-    starts[g] to starts[g] + n of the output."""
+    starts[g] to starts[g] + n of the output. A [R, K]: one that all updates share."""
     y = F.linear(x, weight, bias)
     G = len(starts)
-    for start, A_g, B_g in zip(starts, A.chunk(G), B.chunk(G), strict=True):
+    As = G * [A] if A.shape[0] == B.shape[1] else A.chunk(G)
+    for start, A_g, B_g in zip(starts, As, B.chunk(G), strict=True):
         update = scale * (x @ A_g.mT) @ B_g.mT  # [..., R], then [..., n]
         y = y + F.pad(update, (start, y.shape[-1] - start - update.shape[-1]))
     return y
@@ -65,11 +66,11 @@ def _lora_linear(
     scale: float,
     starts: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """x [M, K] -> y [M, N], h [M, G R]"""
+    """x [M, K] -> y [M, N], h [M, G R] or, with one A, [M, R]"""
     if use_kernel(x, dot=True) and len(x):
-        return _launch(x, weight, bias, A, side_by_side(B, weight.shape[0], starts), scale)
+        return _launch(x, weight, bias, A, side_by_side(B, weight.shape[0], starts, A), scale)
     y, h = F.linear(x, weight, bias), (x @ A.mT).mul_(scale)
-    for (rows, B_g), h_g in zip(_parts(B, starts), h.split(B.shape[1], dim=1), strict=True):
+    for rows, B_g, h_g in _parts(B, starts, h):
         y[:, rows].addmm_(
             h_g, B_g.mT
         )  # in place: y is written once more only where there is an update
@@ -86,17 +87,16 @@ def _lora_linear_backward(
     starts: Sequence[int],
     first: bool,
 ) -> tuple[Tensor, Tensor]:
-    """dy [M, N] -> dx [M, K] (empty where x needs no gradient: it is `first`), dh [M, G R]"""
+    """dy [M, N] -> dx [M, K] (empty where x needs no gradient: it is `first`), dh like h"""
     if use_kernel(dy, dot=True) and len(dy) and not first:
         return _launch(
-            dy, weight.mT, None, side_by_side(B, weight.shape[0], starts).mT, A.mT, scale
+            dy, weight.mT, None, side_by_side(B, weight.shape[0], starts, A).mT, A.mT, scale
         )
     # A thin product is several times as fast with its thin side first: (B^T dy^T)^T for dy B.
-    dh = (
-        torch.cat([B_g.mT @ dy[:, rows].mT for rows, B_g in _parts(B, starts)])
-        .mul_(scale)
-        .mT.contiguous()
-    )
+    dh = dy.new_zeros(A.shape[0], len(dy))
+    for rows, B_g, dh_g in _parts(B, starts, dh.mT):
+        dh_g.mT.addmm_(B_g.mT, dy[:, rows].mT)
+    dh = dh.mul_(scale).mT.contiguous()
     return dy.new_empty(0) if first else (dy @ weight).addmm_(dh, A), dh
 
 
@@ -130,7 +130,8 @@ def _(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, weight, _, A, B, ctx.scale, ctx.starts = inputs
-    ctx.save_for_backward(x, weight, A, B, output[1])
+    A_trains = ctx.needs_input_grad[3]  # else nothing asks for x again
+    ctx.save_for_backward(x if A_trains else None, weight, A, B, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
@@ -142,9 +143,16 @@ def _backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]
     dx, dh = _lora_linear_backward(
         dy, weight, A, B, ctx.scale, ctx.starts, not ctx.needs_input_grad[0]
     )
-    parts = zip(_parts(B, ctx.starts), h.split(B.shape[1], dim=1), strict=True)
-    dB = torch.cat([(h_g.mT @ dy[:, rows]).mT for (rows, _), h_g in parts])
-    return dx if ctx.needs_input_grad[0] else None, None, None, dh.mT @ x, dB, None, None
+    dB = torch.cat([(h_g.mT @ dy[:, rows]).mT for rows, _, h_g in _parts(B, ctx.starts, h)])
+    return (
+        dx if ctx.needs_input_grad[0] else None,
+        None,
+        dy.sum(0) if ctx.needs_input_grad[2] else None,
+        None if x is None else dh.mT @ x,
+        dB,
+        None,
+        None,
+    )
 
 
 _lora_linear.register_autograd(_backward, setup_context=_setup)
@@ -160,9 +168,8 @@ def _(
     *_: Any,
     **__: Any,
 ) -> int:
-    return (
-        2 * x[0] * (weight.numel() + A.numel() + B.numel())
-    )  # a counter of operations does not see into an operator
+    # A counter of operations does not see into an operator.
+    return 2 * x[0] * (weight.numel() + A.numel() + B.numel())
 
 
 @register_flop_formula(torch.ops.vtlite.lora_linear_backward)
@@ -179,23 +186,25 @@ def _(
     return 2 * dy[0] * (B.numel() + (0 if first else weight.numel() + A.numel()))
 
 
-def _parts(B: Tensor, starts: Sequence[int]) -> list[tuple[slice, Tensor]]:
-    """For each update: its rows of the output, and its part of B."""
-    rows = B.shape[0] // len(starts)
+def _parts(B: Tensor, starts: Sequence[int], h: Tensor) -> list[tuple[slice, Tensor, Tensor]]:
+    """For each update: its rows of the output, its part of B, and its columns of h (all of them
+    where the updates share one A)."""
+    (rows, R), G = (B.shape[0] // len(starts), B.shape[1]), len(starts)
+    hs = G * [h] if h.shape[1] == R else h.split(R, dim=1)
     return [
-        (slice(start, start + rows), B_g) for start, B_g in zip(starts, B.split(rows), strict=True)
+        (slice(start, start + rows), B_g, h_g)
+        for start, B_g, h_g in zip(starts, B.split(rows), hs, strict=True)
     ]
 
 
-def side_by_side(B: Tensor, out: int, starts: Sequence[int]) -> Tensor:
-    """B [G n, R] -> [out, G R] with update g in its own rows and columns and zeros elsewhere: to
-    the kernel, several updates are one."""
-    rows, R = B.shape[0] // len(starts), B.shape[1]
+def side_by_side(B: Tensor, out: int, starts: Sequence[int], A: Tensor) -> Tensor:
+    """B [G n, R] -> [out, rows of A] with update g in its own rows, and columns unless they share
+    one A, and zeros elsewhere: to the kernel, several updates are one."""
     if B.shape[0] == out and len(starts) == 1:
         return B
-    wide = B.new_zeros(out, len(starts) * R)
-    for g, start in enumerate(starts):
-        wide[start : start + rows, g * R : (g + 1) * R] = B[g * rows : (g + 1) * rows]
+    wide = B.new_zeros(out, A.shape[0])
+    for rows, B_g, part in _parts(B, starts, wide):
+        part[rows] = B_g
     return wide
 
 
@@ -311,13 +320,11 @@ def lora_linear(
     scale: float = 1.0,
     starts: Sequence[int] = (0,),
 ) -> Tensor:
-    """As `lora_linear_reference`, in one operation: gradients go to x, A and B only. CUDA tensors
+    """As `lora_linear_reference`, in one operation: gradients go to x, bias, A and B. CUDA tensors
     take the kernel, others the CPU's products.
 
     No second derivatives and no `torch.func` transforms; the reference has both.
     """
-    x, weight, bias, A, B = same_dtype(
-        x, weight.detach(), None if bias is None else bias.detach(), A, B
-    )
+    x, weight, bias, A, B = same_dtype(x, weight.detach(), bias, A, B)
     y, _ = _lora_linear(x.reshape(-1, x.shape[-1]), weight, bias, A, B, scale, list(starts))
     return y.view(*x.shape[:-1], weight.shape[0])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtlite.method import LOW_LRS, Backbone, Method
@@ -60,7 +61,8 @@ class L2SP(Method):
     def loss(self, model: Any, inputs: Tensor, targets: Tensor) -> Tensor:
         network = model.network
         pairs = zip(matrices(network.backbone), network.start.buffers(), strict=True)
-        moved = torch.stack([(now - start).square().sum() for now, start in pairs]).sum()
+        # Keeps the two that are there anyway; the square of a difference would keep that as well.
+        moved = torch.stack([F.mse_loss(now, start, reduction="sum") for now, start in pairs]).sum()
         head = torch.stack([w.square().sum() for w in matrices(network.head)]).sum()
         penalty = self.alpha / 2 * moved + self.beta / 2 * head
         return super().loss(model, inputs, targets) + penalty

@@ -88,7 +88,8 @@ class LowRankLinear(UpdatedLinear):
         self.scale = scale
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A [G R, K] and B [G rows, R]: those of all groups, one below the other."""
+        """A [G R, K] and B [G rows, R]: those of all groups, one below the other. A may also be
+        [R, K], one that all groups share."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,8 +98,9 @@ class LowRankLinear(UpdatedLinear):
         )
 
     def delta(self, group: int) -> Tensor:
-        A, B = (factor.chunk(len(self.starts))[group] for factor in self.factors())
-        return self.scale * B @ A
+        A, B = self.factors()
+        A = A if len(A) == B.shape[1] else A.chunk(len(self.starts))[group]
+        return self.scale * B.chunk(len(self.starts))[group] @ A
 
 
 class SlicedLinear(LowRankLinear):
@@ -114,15 +116,15 @@ class SlicedLinear(LowRankLinear):
     ) -> None:
         super().__init__(base, scale)
         self.slices, self.U, self.V = slices, U, V
+        # fc2: there the slices are summed, and share the one V
+        self.slices_inputs = base.in_features > base.out_features
 
     def cores(self) -> Tensor:
         """[S, R, R], one for each slice."""
         raise NotImplementedError
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        if (
-            self.base.in_features > self.base.out_features
-        ):  # fc2: the slices are summed, and share the one V
+        if self.slices_inputs:
             return (self.U @ self.cores()).flatten(0, 1).mT, self.V.mT  # [R, S D], [D, R]
         return self.U.mT, (self.cores() @ self.V).mT.flatten(0, 1)  # [R, D], [S D, R]
 

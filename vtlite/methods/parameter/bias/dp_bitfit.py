@@ -15,6 +15,22 @@ from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.storage import VTError
 
 
+class ShiftPerImage(torch.autograd.Function):
+    """y + a shift per image [B, channels] that is zero, and there for its gradient: so y as it is,
+    with no pass over it. Channels are the last dimension of y, or number `dim`."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, shifts: Tensor, dim: int) -> Tensor:
+        ctx.images, ctx.dim = len(shifts), dim
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        # Swin has several windows per image, one after another.
+        of_image = dy.movedim(ctx.dim, -1).reshape(ctx.images, -1, dy.shape[ctx.dim])
+        return dy, of_image.sum(1), None
+
+
 class BiasPerImage(nn.Module):
     """A layer or norm whose bias trains. While `shifts` is set, each image has a shift of its own:
     zeros [B, channels], for their gradients."""
@@ -33,6 +49,7 @@ class BiasPerImage(nn.Module):
         y = self.layer(x)
         if self.shifts is None:
             return y
+<<<<<<< HEAD
         # Swin has several windows per image, one after another
         rows = self.shifts.repeat_interleave(len(y) // len(self.shifts), dim=0)
         inner = [1] * (y.ndim - 2)
@@ -42,6 +59,9 @@ class BiasPerImage(nn.Module):
     @property
     def weight(self) -> Tensor:
         return self.layer.get_parameter("weight")
+=======
+        return ShiftPerImage.apply(y, self.shifts, 1 if isinstance(self.layer, nn.Conv2d) else -1)
+>>>>>>> main
 
     def merged(self) -> nn.Module:
         return self.layer

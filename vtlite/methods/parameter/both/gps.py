@@ -16,6 +16,7 @@ from vtlite.methods.parameter.changes import (
     has_learnt,
     shuffled_batches,
 )
+from vtlite.ops.sparse_linear import sparse_linear
 from vtlite.storage import VTError
 from vtlite.task import Task
 from vtlite.tuning import merged_backbone
@@ -43,6 +44,14 @@ class SparseModule(ChangedModule):
     def choose(self, scores: Tensor) -> None:
         """Take the places with the largest |score| in each row: scores in the weight's shape."""
         self.places.copy_(scores.flatten(1).abs().topk(self.places.shape[1]).indices)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        base, places = self.base, self.places
+        if not isinstance(base, nn.Linear):
+            return super().forward(*inputs)  # a kernel is small beside its images: it is formed
+        rows = torch.arange(len(places), device=places.device)[:, None]
+        places = (rows * base.in_features + places).flatten()
+        return sparse_linear(*inputs, base.weight, base.bias, self.values.flatten(), places)
 
     def changes(self) -> dict[str, Tensor]:
         weight = self.base.weight

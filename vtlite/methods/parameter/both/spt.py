@@ -20,6 +20,8 @@ from vtlite.methods.parameter.changes import (
     has_learnt,
     shuffled_batches,
 )
+from vtlite.ops.lora_linear import lora_linear
+from vtlite.ops.sparse_linear import sparse_linear
 from vtlite.task import Task
 from vtlite.tuning import merged_backbone
 
@@ -121,15 +123,32 @@ class Budget(nn.Module):
     def factor(self, start: int, rows: int, columns: int) -> Tensor:
         return self.theta[start : start + rows * columns].view(rows, columns)
 
+    def factors(self, number: int) -> tuple[Tensor, Tensor] | None:
+        """A [rank, columns] and B [rows, rank] of a unit that got LoRA."""
+        unit, start = self.units[number], int(self.layout[number, 2])
+        if start < 0:
+            return None
+        A = self.factor(start, self.rank, unit.columns)
+        return A, self.factor(start + A.numel(), unit.rows, self.rank)
+
+    def entries(self, number: int) -> tuple[Tensor, Tensor]:
+        """What a unit's entries that train alone are changed by [m], and their places in it [m]."""
+        start, stop = self.layout[number, :2].tolist()
+        return self.theta[start:stop], self.places[start:stop]
+
     def forward(self, number: int) -> Tensor:
         """The change of one unit, flat: -> [size]."""
-        unit, (start, stop, lora) = self.units[number], self.layout[number].tolist()
-        if lora >= 0:
-            A = self.factor(lora, self.rank, unit.columns)
-            return (self.factor(lora + A.numel(), unit.rows, self.rank) @ A).flatten()
-        return self.theta.new_zeros(unit.size).scatter(
-            0, self.places[start:stop].long(), self.theta[start:stop]
-        )
+        if factors := self.factors(number):
+            A, B = factors
+            return (B @ A).flatten()
+        values, places = self.entries(number)
+        return self.theta.new_zeros(self.units[number].size).scatter(0, places.long(), values)
+
+    def linear(self, number: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The unit at work, without its change as a matrix: x [..., columns] -> [..., rows]."""
+        if factors := self.factors(number):
+            return lora_linear(x, weight, bias, *factors)
+        return sparse_linear(x, weight, bias, *self.entries(number))
 
 
 class SensitiveModule(ChangedModule):
@@ -139,12 +158,22 @@ class SensitiveModule(ChangedModule):
         super().__init__(base)
         self.budget, self.units = budget, units
 
+    def forward(self, *inputs: Tensor) -> Tensor:
+        base, numbers = self.base, self.units.get("weight", [])
+        if not isinstance(base, nn.Linear):
+            return super().forward(*inputs)  # vectors and kernels: small beside tokens and images
+        bias = base.bias if base.bias is None else base.bias + self.change("bias")
+        biases = len(numbers) * [None] if bias is None else bias.chunk(len(numbers))
+        parts = zip(numbers, base.weight.chunk(len(numbers)), biases, strict=True)
+        outputs = [self.budget.linear(number, *inputs, weight, b) for number, weight, b in parts]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+    def change(self, name: str) -> Tensor:
+        change = torch.cat([self.budget(number) for number in self.units[name]])
+        return change.view_as(getattr(self.base, name))
+
     def changes(self) -> dict[str, Tensor]:
-        changes = {
-            name: torch.cat([self.budget(number) for number in numbers])
-            for name, numbers in self.units.items()
-        }
-        return {name: change.view_as(getattr(self.base, name)) for name, change in changes.items()}
+        return {name: self.change(name) for name in self.units}
 
 
 @dataclass

@@ -13,7 +13,7 @@ from vtlite.methods.parameter.updates import SlicedLinear, replace_slices
 
 class ModesLinear(SlicedLinear):
     """A linear layer whose cores are diagonal: the shared weights [R] of the modes, times each
-    slice's own P [slices, R]."""
+    slice's own P [slices, R]. A product with one is a product by columns."""
 
     def __init__(
         self,
@@ -28,8 +28,11 @@ class ModesLinear(SlicedLinear):
         self.modes = modes
         self.P = nn.Parameter(nn.init.xavier_uniform_(torch.empty(slices, len(modes))))
 
-    def cores(self) -> Tensor:
-        return torch.diag_embed(self.modes * self.P)
+    def factors(self) -> tuple[Tensor, Tensor]:
+        cores = (self.modes * self.P)[:, None]  # [S, 1, R], the diagonals
+        if self.slices_inputs:
+            return (self.U * cores).flatten(0, 1).mT, self.V.mT
+        return self.U.mT, (self.V.mT * cores).flatten(0, 1)
 
 
 @dataclass

@@ -89,11 +89,8 @@ class LoRA(Method):
     # which of q, k, v of a fused projection get an update of their own; "" gives the fused matrix a
     # single one
     targets: str = "qv"
-    layers: tuple[str, ...] = (
-        "qkv",
-        "conv1",
-        "conv2",
-    )  # which layers of each block, linear or convolutions, by their last names
+    # which layers of each block, linear or convolutions, by their last names
+    layers: tuple[str, ...] = ("qkv", "conv1", "conv2")
 
     def __post_init__(self) -> None:
         self.expect(

@@ -31,12 +31,12 @@ class VeRALinear(LowRankLinear):
         self.b = nn.Parameter(torch.zeros(len(self.starts) * self.rows))
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        A, B = (
-            self.vera_A[:, : self.base.in_features],
-            self.vera_B[: self.rows],
-        )  # a narrow layer takes their first rows and columns
         G = len(self.starts)
-        return self.d[:, None] * A.repeat(G, 1), self.b[:, None] * B.repeat(G, 1)
+        # A narrow layer takes the first rows and columns. d goes to B, so that one product with A
+        # serves all groups, and has no gradient.
+        A, B = self.vera_A[:, : self.base.in_features], self.vera_B[: self.rows]
+        gains = self.b.view(G, -1, 1) * self.d.view(G, 1, -1)  # [G, rows, R]
+        return A, (gains * B).flatten(0, 1)
 
 
 @dataclass

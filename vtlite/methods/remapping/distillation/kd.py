@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from vtlite.backbones.stages import attention_blocks, with_fewer_blocks
 from vtlite.method import LOW_LRS, Backbone, Method, Predictor, Train, Tuned
 from vtlite.ops.kd_loss import kd_loss
-from vtlite.task import Task
+from vtlite.storage import VTError
+from vtlite.task import Several, Task
 from vtlite.tuning import tune
 
 
@@ -71,8 +72,16 @@ class KD(Method):
         self.expect(0 <= self.weight <= 1, "weight", "in [0, 1]")
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
-        student = self.small_network(backbone).requires_grad_(True)
-        return Student(student, task.head(student), task, backbone)
+        if isinstance(task, Several):
+            raise VTError(
+                "kd: expected a task with one answer, found several; distil each of its parts, or "
+                "choose another method"
+            )
+        small = self.small_network(backbone).requires_grad_(True)
+        student = Student(small, task.head(small), task, backbone)
+        if self.teacher is not None:
+            student.teacher = Fixed(copy.deepcopy(self.teacher).requires_grad_(False).eval())
+        return student
 
     def small_network(self, backbone: Backbone) -> Backbone:
         """The student's backbone: the one given, or some of this one's blocks."""
@@ -87,12 +96,13 @@ class KD(Method):
         return with_fewer_blocks(backbone, depth)
 
     def fit(self, model: Tuned, task: Task, train: Train) -> None:
-        device, teacher = next(model.parameters()).device, copy.deepcopy(self.teacher)
-        if teacher is None:
-            teacher = tune(model.network.source.network, self.teacher_method, task).to(device)
+        student, device = model.network, next(model.parameters()).device
+        if student.teacher is None:
+            teacher = tune(student.source.network, self.teacher_method, task).to(device)
             own: Any = {"lr": teacher.method.lr, "epochs": self.teacher_epochs}
             train(teacher, task.train, **own, val=None, augment=None, progress=False)
-        model.network.teacher = Fixed(teacher.to(device).requires_grad_(False).eval())
+            student.teacher = Fixed(teacher.requires_grad_(False).eval())
+        student.teacher.network.to(device)
         train(model, task.train)
 
     def loss(self, model: Any, inputs: Tensor, targets: Tensor) -> Tensor:
