@@ -29,9 +29,9 @@ from tqdm import tqdm
 import vtlite as vt
 from vtlite.accounting import step_bytes, step_flops, step_ratios
 from vtlite.backbones.stages import stage_names
+from vtlite.method import Tuned, short
 from vtlite.methods.parameter.both.spt import Budget
 from vtlite.storage import VTError, atomic_write
-from vtlite.tuning import Tuned
 
 Row = dict[str, Any]
 LINEAR = ("qkv", "proj", "fc1", "fc2")  # of each block
@@ -149,7 +149,9 @@ def bound_model(backbone: nn.Module, bound: Bound, num_classes: int) -> Tuned:
 
 def tuned(backbone: nn.Module, name: str, num_classes: int) -> Tuned:
     """The model of a method's default settings, as its steps are inside `fit`."""
-    settings = {"teacher": vt.tune(backbone, "linear", num_classes)} if name == "kd" else {}
+    settings: dict[str, Any] = (
+        {"teacher": vt.tune(backbone, "linear", num_classes)} if name == "kd" else {}
+    )
     model = vt.tune(backbone, name, num_classes, **settings)
     for module in model.modules():
         if isinstance(module, Budget):
@@ -188,8 +190,8 @@ def count(backbone: nn.Module, names: Iterable[str], batch: int, num_classes: in
 
     def costs(of: Bound | str) -> tuple[int, int]:
         if of not in seen:
-            make = tuned if isinstance(of, str) else bound_model
-            step = make(backbone, of, num_classes)  # type: ignore[operator]
+            make: Any = tuned if isinstance(of, str) else bound_model
+            step = make(backbone, of, num_classes)
             seen[of] = step_flops(step, images, labels), step_bytes(step, images, labels)
         return seen[of]
 
@@ -230,7 +232,7 @@ def measure(
 def counted(path: Path, repeats: int = 3) -> list[Row]:
     """One row for each method, written to `path` (JSON). Everything is counted anew; a time that
     is in the file stays there, so that a stopped run continues."""
-    names = [key.rpartition("/")[2] for key in vt.METHODS]
+    names = list(map(short, vt.METHODS))
     known = {row["method"]: row for row in _read(path)}
     rows = count(vt.create_backbone("vit_base_patch16_224", device="meta"), names, 4, 100)
     for row in rows:

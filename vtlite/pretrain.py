@@ -110,7 +110,8 @@ class Pretraining(nn.Module):
 
     def _encode(self, captions: list[str]) -> Tensor:
         """Text features [U, E], the shorter half by itself: there the tower has less to read."""
-        tokens = self.clip.tokenizer(captions, truncate=True)
+        tokenizer: Any = self.clip.tokenizer
+        tokens = tokenizer(captions, truncate=True)
         order = tokens.argmax(-1).argsort(stable=True)
         texts = torch.cat([self.clip.encode_text(half) for half in tokens[order].chunk(2)])
         return texts[order.argsort()]
@@ -204,7 +205,8 @@ def pretrain(
             kept = {**settings, "step": step + 1, "seconds": time.perf_counter() - began}
             _keep(partial, kept, model, average, optimiser)
     bar.close()
-    clip = average.module.clip.eval()
+    averaged: Any = average.module
+    clip: CLIP = averaged.clip.eval()
     _write(clip, out, settings, (time.perf_counter() - began) / 60)
     partial.unlink(missing_ok=True)
     return clip
@@ -329,7 +331,7 @@ def describe(network: Any) -> str:
             "and end."
         )
     if isinstance(network, ResNet):
-        depths = [len(network.get_submodule(stage)) for stage in network.stage_names()]
+        depths = [len(cast(Any, network.get_submodule(stage))) for stage in network.stage_names()]
         return (
             f"A ResNet with torchvision's names: {count}, {depths} blocks in its stages,\n"
             f"width {len(network.bn1.weight)}, for small images (32x32)."

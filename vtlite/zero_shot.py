@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,8 +102,8 @@ def read_picture(path: str | Path, pixels: Pixels) -> Tensor:
     white = Image.new("RGBA", picture.size, "white")
     picture = Image.alpha_composite(white, picture).convert("RGB")
     side = max(picture.size)
-    corner = picture.getpixel((0, 0))
-    square = Image.new("RGB", (side, side), corner)  # type: ignore[arg-type]
+    corner: Any = picture.getpixel((0, 0))
+    square = Image.new("RGB", (side, side), corner)
     square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     values = np.asarray(square.resize(pixels.size or square.size, Image.Resampling.LANCZOS))
     image = torch.from_numpy(values.copy()).permute(2, 0, 1).float() / 255  # [3, H, W]

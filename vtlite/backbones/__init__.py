@@ -257,7 +257,7 @@ def _clip_like(
             "a state dict from another library has to be renamed first"
         )
     images = {k.removeprefix("visual."): t for k, t in tensors.items() if k.startswith("visual.")}
-    visual = _vit_like(images, num_heads, source, quick_gelu)
+    visual: Any = _vit_like(images, num_heads, source, quick_gelu)
     vocabulary, width = tensors["text.token_embedding.weight"].shape
     text = TextTransformer(
         vocabulary,

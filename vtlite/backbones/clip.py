@@ -104,7 +104,8 @@ class CLIP(nn.Module):
 
     @property
     def quick_gelu(self) -> bool:
-        return type(self.text.blocks[0].mlp.act).__name__ == "QuickGELU"
+        first: Any = self.text.blocks[0]
+        return type(first.mlp.act).__name__ == "QuickGELU"
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts -> tokens [C, context], on the model's device. Raises `VTError` for a text that is

@@ -199,10 +199,9 @@ class VisionTransformer(VisionBackbone):
             )
         )
         # With mean pooling timm normalises after the mean, under another name.
-        norm = nn.LayerNorm(embed_dim, eps=norm_eps)
-        self.norm, self.fc_norm = (
-            (norm, nn.Identity()) if global_pool == "token" else (nn.Identity(), norm)
-        )
+        last, none = nn.LayerNorm(embed_dim, eps=norm_eps), nn.Identity()
+        self.norm: nn.Module = last if global_pool == "token" else none
+        self.fc_norm: nn.Module = none if global_pool == "token" else last
         self.head: nn.Module
         self.head_dist: nn.Module | None = None
         self.reset_classifier(num_classes)
