@@ -49,19 +49,11 @@ class BiasPerImage(nn.Module):
         y = self.layer(x)
         if self.shifts is None:
             return y
-<<<<<<< HEAD
-        # Swin has several windows per image, one after another
-        rows = self.shifts.repeat_interleave(len(y) // len(self.shifts), dim=0)
-        inner = [1] * (y.ndim - 2)
-        shape = (len(y), -1, *inner) if channel_dim(self.layer) == 1 else (len(y), *inner, -1)
-        return y + rows.view(shape)
+        return ShiftPerImage.apply(y, self.shifts, channel_dim(self.layer))
 
     @property
     def weight(self) -> Tensor:
         return self.layer.get_parameter("weight")
-=======
-        return ShiftPerImage.apply(y, self.shifts, 1 if isinstance(self.layer, nn.Conv2d) else -1)
->>>>>>> main
 
     def merged(self) -> nn.Module:
         return self.layer

@@ -27,11 +27,7 @@ class ScaleShift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         operation = self.operation
-<<<<<<< HEAD
         if is_norm(operation):
-=======
-        if isinstance(operation, nn.LayerNorm | nn.BatchNorm2d):
->>>>>>> main
             # A norm ends in a scale and a shift anyway: as one pair with these, it keeps x alone.
             weight = operation.weight * self.scale
             bias = operation.bias * self.scale + self.shift
