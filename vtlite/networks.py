@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from vtlite.backbones.base import about, features
-from vtlite.method import METHODS, find_method, short
+from vtlite.method import METHODS, short
 from vtlite.storage import VTError, atomic_write, unknown
 from vtlite.training import fit
 from vtlite.tuning import Tuned, load_delta, merge, save_delta, tune
@@ -93,7 +93,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "LeViT": (
         "Levit",
-        {"img_size": 64, "embed_dim": (32, 48, 64), "depth": (1, 1, 1), "num_heads": (2, 3, 4)},
+        {"img_size": 64, "embed_dim": (32, 48, 64), "depth": (1, 1, 1), "key_dim": 16},
     ),
     "Mixer": ("MlpMixer", {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_blocks": 2}),
     "ConvNeXt": ("convnext_atto", _FOUR),
@@ -205,3 +205,56 @@ def _failure(backbone: Any, model: Tuned) -> str:
 def _distance(found: Tensor, expected: Tensor) -> float:
     """The largest difference, measured by the largest value."""
     return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def networks(folder: Path, names: Iterable[str] = NETWORKS) -> dict[str, dict[str, str]]:
+    """Try every method on the networks called `names` and write networks.json and networks.md into
+    `folder`; what other networks gave before is kept. Raises `VTError` for unknown names."""
+    path = folder / "networks.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name in names:
+        backbone = small_network(name)
+        results[name] = {short(key): examine(backbone, key) for key in METHODS}
+        found = counts(results[name])
+        print(f"{name:32} {found}", flush=True)
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    ordered = {name: results[name] for name in NETWORKS if name in results}
+    with atomic_write(folder / "networks.md") as temporary:
+        temporary.write_text(markdown(ordered), encoding="utf-8")
+    return ordered
+
+
+def counts(results: dict[str, str]) -> str:
+    """How many methods work on a network, are refused and fail."""
+    kinds = [result.partition(":")[0] for result in results.values()]
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(sorted(kinds)[::-1]))
+
+
+def markdown(results: dict[str, dict[str, str]]) -> str:
+    """The table: a row a network, and below it why methods are refused."""
+    total = counts({f"{n}/{m}": r for n, row in results.items() for m, r in row.items()})
+    lines = [
+        "# Methods on timm's networks",
+        "",
+        f"Written by `python -m vtlite networks`, on small networks with random values: {total}.",
+        "A pair works if it starts as the backbone, trains, merges into the same outputs and comes",
+        "back from its delta; else `tune` refuses it in the sentence below.",
+        "",
+        "| Network | timm's name | works | refused |",
+        "|---|---|--:|---|",
+    ]
+    for name, row in results.items():
+        refused = sorted(method for method, result in row.items() if result != WORKS)
+        works = len(row) - len(refused)
+        named = ", ".join(refused) or "none"
+        lines.append(f"| {name} | `{NETWORKS[name][0]}` | {works} | {named} |")
+    lines += ["", "## Why", ""]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for name, row in results.items():
+        for method, result in row.items():
+            if result != WORKS:
+                reasons.setdefault((method, result), []).append(name)
+    for (_, result), where in sorted(reasons.items()):
+        lines.append(f"- {result.removeprefix('refused: ')}  \n  ({'; '.join(where)})")
+    return "\n".join(lines) + "\n"
