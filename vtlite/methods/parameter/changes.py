@@ -65,29 +65,6 @@ class ChangedModule(nn.Module):
         values = {f"base.{key}": value for key, value in self.changed().items()}
         return functional_call(_OtherMethod(self.base, name), values, inputs, named)
 
-    # To whoever reads its weights, as attention in a text tower does, it is the layer it stands for.
-
-    @property
-    def weight(self) -> Tensor:
-        return self.changed("weight")
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.changed("bias")
-
-    @property
-    def in_features(self) -> int:
-        return self.base.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.base.out_features
-
-    def changed(self, name: str) -> Any:
-        """One parameter of the base as it is computed with."""
-        parameter, change = getattr(self.base, name), self.changes().get(name)
-        return parameter if change is None else parameter + change
-
     def merged(self) -> nn.Module:
         """The plain module with p <- p + change."""
         for name, change in self.changes().items():
