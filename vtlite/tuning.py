@@ -53,7 +53,7 @@ def tune(
         backbone = copy.deepcopy(backbone).requires_grad_(False)
         backbone.reset_classifier(0)
         about(backbone).prepare()
-        trial = _Trial(backbone, method, task)
+        trial = _Trial(backbone, method)
         print_, like = fingerprint(backbone), next(backbone.parameters())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -68,9 +68,9 @@ class _Trial:
     """Two images and what a backbone that is not ours makes of them, so that a change which it
     doesn't bear is refused at once, and not a traceback later."""
 
-    def __init__(self, backbone: Backbone, method: Method, task: Task) -> None:
+    def __init__(self, backbone: Backbone, method: Method) -> None:
         self.name = type(backbone).__name__
-        self.method, self.task, self.images = method, task, about(backbone).sample()
+        self.method, self.images = method, about(backbone).sample()
         self.before = self.answers(backbone)
 
     @torch.no_grad()
@@ -79,12 +79,10 @@ class _Trial:
 
     def expect_to_run(self, model: Tuned) -> None:
         """Raise `VTError` if the tuned model fails, or starts elsewhere than it should."""
-        if self.images is None:
+        if self.images is None or not hasattr(model.network, "backbone"):
             return
         try:
-            with torch.no_grad():
-                model(self.images)
-                now = self.answers(model.backbone)
+            now = self.answers(model.backbone)
         except VTError:
             raise
         except Exception as error:  # foreign code may raise anything
@@ -147,7 +145,25 @@ def merge(model: Tuned) -> nn.Module:
             "use the tuned model as it is"
         )
     plain = _with_head(merged_backbone(model), model.head, model.task)
-    return plain.to(next(model.parameters())).eval()
+    plain = plain.to(next(model.parameters())).eval()
+    _expect_same(model, plain)
+    return plain
+
+
+def _expect_same(model: Tuned, plain: Any) -> None:
+    """Raise `VTError` if a network that is not ours answers otherwise after merging, on two images."""
+    images = about(getattr(plain, "backbone", plain)).sample()
+    if images is None or type(model.task).features is not Task.features:
+        return
+    training = model.training
+    before, after = model.eval()(images), plain(images)
+    model.train(training)
+    exact = images.dtype in (torch.float32, torch.float64)
+    if isinstance(after, Tensor) and not _near(after, before, 1e-3 if exact else 0.1):
+        raise VTError(
+            f"{short(model.method.key)} cannot be merged into this {type(plain).__name__}, which "
+            "answers otherwise with the change in its weights; use the tuned model as it is"
+        )
 
 
 @torch.no_grad()

@@ -127,9 +127,9 @@ class TimmNetwork:
                     names += [f"{name}.{i}.blocks.{j}" for j in inside] or [f"{name}.{i}"]
             elif _STAGE.fullmatch(name):
                 names.append(name)
-            elif name == "features":  # DenseNet: layers without children are its stem
-                inside = [i for i, part in child.named_children() if list(part.children())]
-                names += [f"{name}.{i}" for i in inside]
+            elif name == "features":  # DenseNet: its stem and last norm stand beside the blocks
+                parts = child.named_children()
+                names += [f"{name}.{i}" for i, m in parts if list(m.children()) and not is_norm(m)]
         return names or [n for n, part in self.network.named_children() if list(part.parameters())]
 
     def feature_maps(self, images: Tensor) -> Tensor:

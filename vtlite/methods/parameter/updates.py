@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtlite.backbones.stages import PROJECTIONS, attention_blocks, stage_names
+from vtlite.backbones.stages import (
+    PROJECTIONS,
+    attention_blocks,
+    sees_images,
+    stage_names,
+)
 from vtlite.method import Backbone
 from vtlite.ops.lora_linear import lora_linear
 from vtlite.storage import VTError
@@ -164,7 +169,7 @@ def replace_layers(
     layers = {
         name: layer
         for name, layer in backbone.named_modules(remove_duplicate=False)
-        if name.startswith(inside)
+        if name.startswith(inside) and sees_images(name)
     }
     found = {name: layer for name, layer in layers.items() if name.rpartition(".")[2] in wanted}
     found = {name: layer for name, layer in found.items() if _projects(name, layer, names)}
