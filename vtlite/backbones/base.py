@@ -208,13 +208,31 @@ def pixels_of(backbone: Any) -> Pixels:
 def features(backbone: Any, images: Tensor) -> Tensor:
     """The pooled features that a classifier reads: [B, C, H, W] -> [B, D]."""
     check_images(images, about(backbone).in_chans, about(backbone).input_size)
+    images = images.to(next(backbone.parameters()).dtype)
     return backbone.forward_head(backbone.forward_features(images), pre_logits=True)
 
 
 def feature_maps(backbone: Any, images: Tensor) -> Tensor:
     """The last features at their places: [B, C, H, W] -> [B, D, h, w]."""
     check_images(images, about(backbone).in_chans, about(backbone).input_size)
-    return about(backbone).feature_maps(images)
+    return about(backbone).feature_maps(images.to(next(backbone.parameters()).dtype))
+
+
+def outside(pixels: Pixels, images: Tensor) -> str:
+    """Why images can't be in the range that a network was trained on; empty where they may be.
+
+    Augmented and normalised images leave the range a little, ones of another scale by far.
+    """
+    low = min(-m / s for m, s in zip(pixels.mean, pixels.std, strict=True))
+    high = max((1 - m) / s for m, s in zip(pixels.mean, pixels.std, strict=True))
+    margin = 2 * (high - low)
+    least, most = images.min().item(), images.max().item()
+    if low - margin <= least and most <= high + margin:
+        return ""
+    return (
+        f"expected pixels between {low:.1f} and {high:.1f}, as the network was trained on, "
+        f"found {least:.1f} to {most:.1f}; scale them, or load them with vt.load_task(..., like=backbone)"
+    )
 
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)

@@ -29,19 +29,36 @@ class ScaleShift(nn.Module):
         operation = self.operation
         if is_norm(operation):
             # A norm ends in a scale and a shift anyway: as one pair with these, it keeps x alone.
-            weight = operation.weight * self.scale
-            bias = operation.bias * self.scale + self.shift
-            return functional_call(operation, {"weight": weight, "bias": bias}, x)
+            return functional_call(operation, {"weight": self.weight, "bias": self.bias}, x)
         if isinstance(operation, nn.Conv2d):
             return operation(x) * self.scale.view(-1, 1, 1) + self.shift.view(-1, 1, 1)
         return scale_shift(operation(x), self.scale, self.shift)
 
+    # To whoever reads them, the weight and bias that it is merged into.
+
+    @property
+    def weight(self) -> Tensor:
+        weight = self.operation.weight
+        return weight * self.scale.view(-1, *[1] * (weight.ndim - 1))
+
+    @property
+    def bias(self) -> Tensor:
+        return self.operation.bias * self.scale + self.shift
+
+    @property
+    def in_features(self) -> int:
+        return self.operation.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.operation.out_features
+
     def merged(self) -> nn.Module:
         """The plain operation with w <- scale w (per output channel) and b <- scale b + shift."""
-        operation = self.operation
-        operation.weight *= self.scale.view(-1, *[1] * (operation.weight.ndim - 1))
-        operation.get_parameter("bias").mul_(self.scale).add_(self.shift)
-        return operation
+        weight, bias = self.weight, self.bias
+        self.operation.weight.copy_(weight)
+        self.operation.bias.copy_(bias)
+        return self.operation
 
 
 @dataclass
