@@ -145,6 +145,16 @@ def _parser() -> argparse.ArgumentParser:
         help="count bytes and arithmetic; run nothing, time nothing",
     )
 
+    networks = commands.add_parser(
+        "networks", help="every method on small random networks of timm's kinds; writes the table"
+    )
+    networks.add_argument("--out", type=Path, default=Path("benchmarks"), metavar="FOLDER")
+    networks.add_argument(
+        "--network",
+        action="append",
+        help='a name in the table, such as "DINOv3"; may be given more than once (default: all)',
+    )
+
     classroom = commands.add_parser(
         "classroom", help="make exercises from solutions, and grade what came back"
     )
@@ -245,6 +255,11 @@ def _run(arguments: argparse.Namespace) -> None:
 
             a = arguments
             bench_ops(a.device, a.json, a.tiny, a.ops, a.models, a.estimate, a.repeats)
+        case "networks":
+            from vtlite.networks import NETWORKS, networks
+
+            networks(arguments.out, arguments.network or NETWORKS)
+            print(f"written: {arguments.out / 'networks.md'} and networks.json")
         case "classroom":
             _classroom(arguments)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.backbones.base import feature_maps, features
+from vtlite.backbones.base import about, feature_maps, features
 from vtlite.ops.cross_entropy import cross_entropy
 from vtlite.storage import VTError
 
@@ -101,7 +101,7 @@ class Classification(Task):
     is_classifier = True
 
     def head(self, backbone: Any) -> nn.Module:
-        return nn.Linear(backbone.num_features, self.num_classes)
+        return nn.Linear(about(backbone).num_features, self.num_classes)
 
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(answers, targets)
@@ -121,7 +121,7 @@ class MultiLabel(Task):
     is_classifier = True
 
     def head(self, backbone: Any) -> nn.Module:
-        return nn.Linear(backbone.num_features, self.num_classes)
+        return nn.Linear(about(backbone).num_features, self.num_classes)
 
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(answers, targets.to(answers.dtype))
@@ -171,7 +171,7 @@ class Segmentation(Task):
         return feature_maps(backbone, inputs)
 
     def head(self, backbone: Any) -> nn.Module:
-        return PatchDecoder(backbone.num_features, self.num_classes, self.upsample)
+        return PatchDecoder(about(backbone).map_features, self.num_classes, self.upsample)
 
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(self.resized(answers, targets), targets)

@@ -30,6 +30,10 @@ _SIZES = {
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
 }
+# Heads by width, where all published ViTs agree. At others they don't: of width 384 DeiT's has 6 and
+# MoCo v3's 12, of width 1280 some have 16 and others 20.
+_HEADS = {size["embed_dim"]: size["num_heads"] for size in _SIZES.values()}
+del _HEADS[384]
 Build = tuple[type[nn.Module], dict[str, Any]]
 
 
@@ -111,8 +115,8 @@ def load_backbone(
 
     `name_or_path` is an embedded checkpoint (`"vtlite-tiny"`), a safetensors file with timm's
     names, or `"timm:NAME"`, which downloads timm's weights and, where the architecture is one of
-    ours, loads them into our code. A file that does not say its number of heads is taken to have
-    heads of width 64, as all published ViTs have; pass `num_heads` otherwise. A file of two towers
+    ours, loads them into our code. A file that does not say its number of heads needs
+    `num_heads`, unless all published ViTs of its width have one number. A file of two towers
     (`"vtlite-clip"`, or a published CLIP with open_clip's names) gives a `CLIP`; `quick_gelu=True`
     belongs to OpenAI's weights, which do not say so themselves. Raises `VTError` for an unknown
     name, an unreadable file, foreign shapes, or a missing network.
@@ -193,7 +197,7 @@ def _from_tensors(
         backbone = (
             _swin_like(tensors)
             if swin
-            else _resnet_like(tensors)
+            else _resnet_like(tensors, source)
             if resnet
             else _clip_like(tensors, num_heads, source, quick_gelu)
             if clip
@@ -219,7 +223,12 @@ def _count(tensors: dict[str, Tensor], prefix: str) -> int:
     )
 
 
-def _resnet_like(tensors: dict[str, Tensor]) -> ResNet:
+def _resnet_like(tensors: dict[str, Tensor], source: Path | str) -> ResNet:
+    if "conv1.weight" not in tensors:
+        raise VTError(
+            f"expected a ResNet with a stem of one convolution, found another in {source}; "
+            "load it with timm, e.g. timm:resnet26d"
+        )
     width, channels, kernel, _ = tensors["conv1.weight"].shape
     depths = tuple(max(1, _count(tensors, f"layer{i}.")) for i in (1, 2, 3, 4))
     return ResNet(
@@ -297,9 +306,11 @@ def _vit_like(
             "a state dict from another library has to be renamed first"
         )
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
-    if width % (num_heads or 64):
+    heads = num_heads or _HEADS.get(width)
+    if heads is None or width % heads:
         raise VTError(
-            f"expected heads that divide the width {width} of {source}, found {num_heads or 'no number, and 64 does not'}; pass num_heads=..."
+            f"expected a number of heads that divides the width {width} of {source}, found "
+            f"{heads or 'none in the file'}; pass num_heads=..., as its source says"
         )
     distilled, stem = "dist_token" in tensors, _count(tensors, "patch_embed.backbone.")
     if stem:
@@ -311,7 +322,7 @@ def _vit_like(
         "global_pool": "avg" if "fc_norm.weight" in tensors else "token",
         "embed_dim": width,
         "depth": _count(tensors, "blocks."),
-        "num_heads": num_heads or width // 64,
+        "num_heads": heads,
         "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"].shape[0] / width,
         "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
         "init_values": 1.0 if "blocks.0.ls1.gamma" in tensors else None,

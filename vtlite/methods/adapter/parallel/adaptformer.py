@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from vtlite.backbones.stages import attention_blocks
+from vtlite.backbones.stages import attention_blocks, take_gain
 from vtlite.method import Backbone, Method
 from vtlite.ops.adapter import adapter
 
@@ -73,11 +73,11 @@ class AdaptFormer(Method):
         self.expect(0 <= self.dropout < 1, "dropout", "in [0, 1)")
 
     def attach(self, backbone: Backbone) -> None:
-        for block in attention_blocks(backbone, "adaptformer"):
-            # The block computes x + ls2(mlp(norm2(x))): the new module takes all three parts, so
+        for block in attention_blocks(backbone, "adaptformer", ("norm2", "mlp.fc2")):
+            # The block computes x + gain(mlp(norm2(x))): the new module takes all three parts, so
             # that it sees x before the norm.
-            gain, dim = getattr(block, "ls2", nn.Identity()), block.mlp.fc2.out_features
+            gain, dim = take_gain(block), block.mlp.fc2.out_features
             block.mlp = AdaptMLP(
                 block.norm2, block.mlp, gain, dim, self.bottleneck, self.scale, self.dropout
             )
-            block.norm2 = block.ls2 = nn.Identity()
+            block.norm2 = nn.Identity()

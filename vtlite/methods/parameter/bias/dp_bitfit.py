@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtlite.backbones.base import channel_dim
+from vtlite.backbones.stages import sees_images
 from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.storage import VTError
 
@@ -47,7 +49,11 @@ class BiasPerImage(nn.Module):
         y = self.layer(x)
         if self.shifts is None:
             return y
-        return ShiftPerImage.apply(y, self.shifts, 1 if isinstance(self.layer, nn.Conv2d) else -1)
+        return ShiftPerImage.apply(y, self.shifts, channel_dim(self.layer))
+
+    @property
+    def weight(self) -> Tensor:
+        return self.layer.get_parameter("weight")
 
     def merged(self) -> nn.Module:
         return self.layer
@@ -94,7 +100,8 @@ class DPBitFit(Method):
                     f"dp_bitfit: expected a ViT or Swin without batch norm, which mixes the images of a batch, "
                     f"found {type(backbone).__name__}; choose such a backbone, or bitfit without privacy"
                 )
-            if isinstance(layer, nn.Linear | nn.LayerNorm | nn.Conv2d) and layer.bias is not None:
+            kinds = nn.Linear | nn.LayerNorm | nn.Conv2d
+            if isinstance(layer, kinds) and layer.bias is not None and sees_images(name):
                 parent, _, last = name.rpartition(".")
                 setattr(backbone.get_submodule(parent), last, BiasPerImage(layer))
 
