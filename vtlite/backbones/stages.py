@@ -131,6 +131,8 @@ class PositionsWithPrompts(nn.Module):
     extended.
     """
 
+    bias: Tensor | None
+
     def __init__(self, block: Any, prefix: int, more: int) -> None:
         super().__init__()
         self.prefix, self.more = prefix, more
