@@ -169,6 +169,12 @@ class PositionsWithPrompts(nn.Module):
         return longer
 
 
+def keeps_values(module: nn.Module) -> bool:
+    """Whether a module in eval mode computes once from its parameters, and not again when they
+    change: LeViT's attention does, until its mode is set."""
+    return hasattr(module, "attention_bias_cache")
+
+
 def sees_images(layer: str) -> bool:
     """Whether the layer of this name sees images: some make biases of relative positions, the same
     for every image."""
