@@ -146,7 +146,8 @@ def small_network(name: str) -> Any:
             network = timm.create_model(architecture, pretrained=False, num_classes=0, **sizes)
         else:  # a class, where the functions by name fix all sizes
             network = getattr(timm.models, architecture)(num_classes=0, **sizes)
-        for parameter in network.parameters():  # no neutral value, behind which a mistake could hide
+        # no neutral value anywhere, behind which a mistake could hide
+        for parameter in network.parameters():
             parameter.data += 0.02 * torch.randn_like(parameter)
         for key, buffer in network.named_buffers():
             if key.endswith("running_var"):

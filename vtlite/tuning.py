@@ -281,7 +281,7 @@ def load_delta(model: Tuned | Backbone, path: str | Path) -> Tuned:
     with torch.no_grad():
         for name, tensor in tensors.items():
             state[name].copy_(tensor)
-    return model
+    return model.train(model.training)  # a network that keeps values of its old tensors drops them
 
 
 def _tuned_like(backbone: Backbone, metadata: dict[str, Any]) -> Tuned:

@@ -130,7 +130,7 @@ def test_heads_that_differ_between_published_networks_are_asked_for(
     width: int, heads: int, tmp_path: Path
 ) -> None:
     path = plain_vit(width, heads, tmp_path / "vit.safetensors")
-    with pytest.raises(vt.VTError, match=r"number of heads.*num_heads="):
+    with pytest.raises(vt.VTError, match=r"found no number, which differs.*num_heads="):
         vt.load_backbone(path)
     assert vt.load_backbone(path, num_heads=heads).blocks[0].attn.num_heads == heads
 
@@ -143,7 +143,7 @@ def test_heads_that_all_published_networks_share_are_known(tmp_path: Path) -> No
 def test_a_resnet_of_another_stem_is_refused_in_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "resnet26d.safetensors"
     save_file(small_network("ResNet-D").state_dict(), path)
-    with pytest.raises(vt.VTError, match="stem of one convolution.*timm:resnet26d"):
+    with pytest.raises(vt.VTError, match=r"stem of one convolution.*timm:resnet26d"):
         vt.load_backbone(path)
 
 

@@ -30,10 +30,6 @@ _SIZES = {
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
 }
-# Heads by width, where all published ViTs agree. At others they don't: of width 384 DeiT's has 6 and
-# MoCo v3's 12, of width 1280 some have 16 and others 20.
-_HEADS = {size["embed_dim"]: size["num_heads"] for size in _SIZES.values()}
-del _HEADS[384]
 Build = tuple[type[nn.Module], dict[str, Any]]
 
 
@@ -115,8 +111,9 @@ def load_backbone(
 
     `name_or_path` is an embedded checkpoint (`"vtlite-tiny"`), a safetensors file with timm's
     names, or `"timm:NAME"`, which downloads timm's weights and, where the architecture is one of
-    ours, loads them into our code. A file that does not say its number of heads needs
-    `num_heads`, unless all published ViTs of its width have one number. A file of two towers
+    ours, loads them into our code. A file that does not say its number of heads is taken to have
+    heads of width 64, except where published ViTs of its width differ (384, or above 1024) and
+    `num_heads` is asked for. A file of two towers
     (`"vtlite-clip"`, or a published CLIP with open_clip's names) gives a `CLIP`; `quick_gelu=True`
     belongs to OpenAI's weights, which do not say so themselves. Raises `VTError` for an unknown
     name, an unreadable file, foreign shapes, or a missing network.
@@ -306,11 +303,14 @@ def _vit_like(
             "a state dict from another library has to be renamed first"
         )
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
-    heads = num_heads or _HEADS.get(width)
-    if heads is None or width % heads:
+    # Published heads are 64 wide, but not of these widths: DeiT-S has 6 and MoCo v3's ViT-S 12,
+    # ViT-H 16 or 20, ViT-g and SigLIP's So400m 16.
+    differs = width == 384 or width > 1024
+    if width % (num_heads or 64) or (differs and not num_heads):
+        why = "which differs between networks of this width" if differs else "and 64 does not"
         raise VTError(
-            f"expected a number of heads that divides the width {width} of {source}, found "
-            f"{heads or 'none in the file'}; pass num_heads=..., as its source says"
+            f"expected heads that divide the width {width} of {source}, "
+            f"found {num_heads or f'no number, {why}'}; pass num_heads=..."
         )
     distilled, stem = "dist_token" in tensors, _count(tensors, "patch_embed.backbone.")
     if stem:
@@ -322,7 +322,7 @@ def _vit_like(
         "global_pool": "avg" if "fc_norm.weight" in tensors else "token",
         "embed_dim": width,
         "depth": _count(tensors, "blocks."),
-        "num_heads": heads,
+        "num_heads": num_heads or width // 64,
         "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"].shape[0] / width,
         "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
         "init_values": 1.0 if "blocks.0.ls1.gamma" in tensors else None,

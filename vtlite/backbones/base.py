@@ -104,7 +104,7 @@ class TimmNetwork:
     @property
     def input_size(self) -> tuple[int, int] | None:
         for name in ("patch_embed", "stem"):
-            embed = getattr(self.network, name, None)
+            embed: Any = getattr(self.network, name, None)
             if getattr(embed, "img_size", None) and getattr(embed, "strict_img_size", True):
                 return tuple(embed.img_size)
         return None
@@ -231,7 +231,7 @@ def outside(pixels: Pixels, images: Tensor) -> str:
         return ""
     return (
         f"expected pixels between {low:.1f} and {high:.1f}, as the network was trained on, "
-        f"found {least:.1f} to {most:.1f}; scale them, or load them with vt.load_task(..., like=backbone)"
+        f"found {least:.1f} to {most:.1f}; scale them, or load the task with like=backbone"
     )
 
 

@@ -131,6 +131,8 @@ class PositionsWithPrompts(nn.Module):
     extended.
     """
 
+    bias: Tensor | None
+
     def __init__(self, block: Any, prefix: int, more: int) -> None:
         super().__init__()
         self.prefix, self.more = prefix, more
@@ -165,6 +167,12 @@ class PositionsWithPrompts(nn.Module):
             shared = longer.get(self.name)
             longer[self.name] = self.bias if shared is None else self.bias + shared
         return longer
+
+
+def keeps_values(module: nn.Module) -> bool:
+    """Whether a module in eval mode computes once from its parameters, and not again when they
+    change: LeViT's attention does, until its mode is set."""
+    return hasattr(module, "attention_bias_cache")
 
 
 def sees_images(layer: str) -> bool:

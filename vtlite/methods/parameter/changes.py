@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader
 
+from vtlite.backbones.stages import keeps_values
 from vtlite.method import Backbone, Tuned
+from vtlite.storage import VTError
 
 
 class _OtherMethod(nn.Module):
@@ -74,8 +76,17 @@ class ChangedModule(nn.Module):
 
 def change_modules(backbone: Backbone, make: Callable[[str, nn.Module], nn.Module | None]) -> None:
     """Replace every module but the backbone itself by `make(name, module)`, called from input to
-    output, where that is not None."""
+    output, where that is not None.
+
+    Raises `VTError` for a module that would not see its change.
+    """
     made = {module: make(name, module) for name, module in list(backbone.named_modules()) if name}
+    if any(changed is not None and keeps_values(module) for module, changed in made.items()):
+        raise VTError(
+            "expected a network that computes from its parameters each time, found "
+            f"{type(backbone).__name__}, whose attention keeps what it computed of them; "
+            "tune it with a method of the fine-tuning group"
+        )
     places = [(n, m) for n, m in backbone.named_modules(remove_duplicate=False) if n]
     for name, module in reversed(places):  # inner ones first, before a name leads elsewhere
         parent, _, last = name.rpartition(".")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,8 +35,8 @@ class AdaptMLP(nn.Module):
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
 
-    def forward(self, x: Tensor) -> Tensor:
-        beside = self.gain(self.mlp(self.norm(x)))
+    def forward(self, x: Tensor, *more: Any) -> Tensor:  # PVT's MLP is also told the map's size
+        beside = self.gain(self.mlp(self.norm(x), *more))
         weights = self.down.weight, self.up.weight, self.down.bias, self.up.bias
         dropout = self.dropout if self.training else 0.0
         return adapter(

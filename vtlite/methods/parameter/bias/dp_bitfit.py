@@ -22,7 +22,8 @@ class ShiftPerImage(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, shifts: Tensor, dim: int) -> Tensor:
         ctx.images, ctx.dim = len(shifts), dim
-        return y.view_as(y)
+        ctx.mark_dirty(y)  # not a view of y, which a network that writes into it could not have
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:

@@ -45,10 +45,10 @@ class SparseModule(ChangedModule):
         """Take the places with the largest |score| in each row: scores in the weight's shape."""
         self.places.copy_(scores.flatten(1).abs().topk(self.places.shape[1]).indices)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         base, places = self.base, self.places
-        if not isinstance(base, nn.Linear):
-            return super().forward(*inputs)  # a kernel is small beside its images: it is formed
+        if not isinstance(base, nn.Linear):  # a kernel is small beside its images: it is formed
+            return super().forward(*inputs, **named)
         rows = torch.arange(len(places), device=places.device)[:, None]
         places = (rows * base.in_features + places).flatten()
         (x,) = inputs
