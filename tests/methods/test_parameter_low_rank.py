@@ -294,7 +294,7 @@ def test_vera_equals_peft() -> None:
         nn.Parameter(m["default"].clone(), requires_grad=False)
         for m in (layer.vera_A, layer.vera_B)
     )
-    ours = VeRALinear(base, A, B, d_initial=0.1)
+    ours = VeRALinear(base, len(A), A, B, d_initial=0.1)
     with torch.no_grad():
         for mine, other in (
             (ours.d, layer.vera_lambda_d["default"]),
