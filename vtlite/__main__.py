@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "pretrain", help="make an embedded network again; continues a run that was stopped"
     )
     pretrain.add_argument("--name", default="vtlite-clip")
-    pretrain.add_argument("--steps", type=int, default=7_000)
+    pretrain.add_argument("--steps", type=int, default=8_500)
     pretrain.add_argument("--lr", type=float, default=1e-3)
     pretrain.add_argument("--batch-size", type=int, default=128)
     pretrain.add_argument("--seed", type=int, default=0)
