@@ -93,7 +93,13 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "LeViT": (
         "Levit",
-        {"img_size": 64, "embed_dim": (32, 48, 64), "depth": (1, 1, 1), "key_dim": 16},
+        {
+            "img_size": 64,
+            "embed_dim": (32, 48, 64),
+            "key_dim": 16,
+            "depth": (1, 1, 1),
+            "num_heads": (2, 3, 4),
+        },
     ),
     "Mixer": ("MlpMixer", {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_blocks": 2}),
     "ConvNeXt": ("convnext_atto", _FOUR),
@@ -188,7 +194,7 @@ def _failure(backbone: Any, model: Tuned) -> str:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter += 0.01 * torch.randn_like(parameter)
+                parameter.add_(torch.randn_like(parameter), alpha=0.01)
         answers = model(images)
     if not answers.isfinite().all():
         return "failed: infinite answers"
