@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from vtlite.method import Tuned
@@ -108,7 +107,7 @@ def activation_memory(model: Tuned, images: Tensor, labels: Tensor) -> int:
     themselves not counted."""
     training = model.training
     model.train()
-    own = (*_resident(model), images, labels)
+    own = (*model.parameters(), *model.buffers(), images, labels)
     kept = kept_bytes(lambda: model.method.loss(model, images, labels), own)
     model.train(training)
     return kept
@@ -117,15 +116,8 @@ def activation_memory(model: Tuned, images: Tensor, labels: Tensor) -> int:
 def step_bytes(model: Tuned, images: Tensor, labels: Tensor) -> int:
     """The same of a whole training step, for methods with a backward pass of their own."""
     model = copy.deepcopy(model).train()
-    own = (*_resident(model), images, labels)
+    own = (*model.parameters(), *model.buffers(), images, labels)
     return kept_bytes(lambda: model.method.backward(model, images, labels), own)
-
-
-def _resident(model: Tuned) -> list[Tensor]:
-    """What is in memory before a step: parameters, buffers, and what the method holds (the
-    pre-trained weights of L2-SP)."""
-    held = [t for t in tree_leaves(vars(model.method)) if isinstance(t, Tensor)]
-    return [*model.parameters(), *model.buffers(), *held]
 
 
 def step_time(model: Tuned, images: Tensor, labels: Tensor, repeats: int = 7) -> float:

@@ -29,9 +29,9 @@ from tqdm import tqdm
 import vtlite as vt
 from vtlite.accounting import step_bytes, step_flops, step_ratios
 from vtlite.backbones.stages import stage_names
+from vtlite.method import Tuned, short
 from vtlite.methods.parameter.both.spt import Budget
 from vtlite.storage import VTError, atomic_write
-from vtlite.tuning import Tuned
 
 Row = dict[str, Any]
 LINEAR = ("qkv", "proj", "fc1", "fc2")  # of each block
@@ -230,7 +230,7 @@ def measure(
 def counted(path: Path, repeats: int = 3) -> list[Row]:
     """One row for each method, written to `path` (JSON). Everything is counted anew; a time that
     is in the file stays there, so that a stopped run continues."""
-    names = [key.rpartition("/")[2] for key in vt.METHODS]
+    names = list(map(short, vt.METHODS))
     known = {row["method"]: row for row in _read(path)}
     rows = count(vt.create_backbone("vit_base_patch16_224", device="meta"), names, 4, 100)
     for row in rows:
