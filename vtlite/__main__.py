@@ -1,5 +1,5 @@
-"""The command line: `python -m vtlite tour | list | show | data | pretrain | bench | bench-ops |
-classroom`."""
+"""The command line: `python -m vtlite tour | list | show | zero-shot | data | pretrain | bench |
+bench-ops | classroom`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     tour.add_argument(
         "--task",
-        default="twemoji",
+        default="digits",
         help="an embedded task, torchvision:NAME or folder:PATH (default: %(default)s)",
     )
     tour.add_argument(
@@ -46,12 +46,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     show.add_argument("name")
 
+    naming = commands.add_parser(
+        "zero-shot", help="name pictures of your own: the words that lie nearest to each"
+    )
+    naming.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    naming.add_argument(
+        "--names", help='what they may show, e.g. "apple, cat, car" (default: all emoji names)'
+    )
+    naming.add_argument(
+        "--template", default="{}", help='e.g. "a drawing of {}" (default: the name alone)'
+    )
+
     data = commands.add_parser(
         "data", help="the embedded tasks: list them, draw one, or build the image sheets again"
     )
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("list", help="every task with its classes and sizes")
-    draw = actions.add_parser("show", help="draw training images of one task")
+    actions.add_parser("list", help="every task: kind, classes, sizes, source and licence")
+    draw = actions.add_parser("show", help="draw training images of one task with their answers")
     draw.add_argument("task")
     draw.add_argument("--figure", type=Path, help="default: out/TASK.png")
     build = actions.add_parser(
@@ -68,11 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--out", type=Path, help="default: the package's own assets")
 
     pretrain = commands.add_parser(
-        "pretrain", help="make an embedded backbone again; continues a run that was stopped"
+        "pretrain", help="make an embedded network again; continues a run that was stopped"
     )
-    pretrain.add_argument("--name", default="vtlite-tiny")
-    pretrain.add_argument("--epochs", type=int, default=120)
-    pretrain.add_argument("--lr", type=float, default=2e-3)
+    pretrain.add_argument("--name", default="vtlite-clip")
+    pretrain.add_argument("--steps", type=int, default=7_000)
+    pretrain.add_argument("--lr", type=float, default=1e-3)
+    pretrain.add_argument("--batch-size", type=int, default=128)
     pretrain.add_argument("--seed", type=int, default=0)
     pretrain.add_argument("--out", type=Path, help="default: out/NAME.safetensors")
 
@@ -214,6 +226,8 @@ def _run(arguments: argparse.Namespace) -> None:
             from vtlite.show import show_method
 
             show_method(arguments.name)
+        case "zero-shot":
+            _zero_shot(arguments)
         case "data":
             _data(arguments)
         case "pretrain":
@@ -221,7 +235,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
             out = arguments.out or Path("out") / f"{arguments.name}.safetensors"
             out.parent.mkdir(parents=True, exist_ok=True)
-            pretrain(arguments.name, out, arguments.epochs, arguments.lr, arguments.seed)
+            a = arguments
+            pretrain(a.name, out, a.steps, a.lr, a.seed, a.batch_size)
             print(f"written: {out} and its card {out.with_suffix('.md')}")
         case "bench":
             (_counted if arguments.counted else _bench)(arguments)
@@ -232,6 +247,22 @@ def _run(arguments: argparse.Namespace) -> None:
             bench_ops(a.device, a.json, a.tiny, a.ops, a.models, a.estimate, a.repeats)
         case "classroom":
             _classroom(arguments)
+
+
+def _zero_shot(arguments: argparse.Namespace) -> None:
+    from vtlite.backbones import load_clip
+    from vtlite.data.sheets import emoji
+    from vtlite.zero_shot import name_pictures
+
+    if arguments.names is None:
+        names = list(dict.fromkeys(fact["label"] for fact in emoji("noto")[1]))
+    else:
+        names = [name.strip() for name in arguments.names.split(",") if name.strip()]
+    found = name_pictures(load_clip(), arguments.pictures, names, arguments.template)
+    for path, best in zip(arguments.pictures, found, strict=True):
+        print(path)
+        for name, probability in best:
+            print(f"  {probability:6.1%}  {name}")
 
 
 def _classroom(arguments: argparse.Namespace) -> None:
@@ -316,10 +347,7 @@ def _data(arguments: argparse.Namespace) -> None:
 
     if arguments.action == "list":
         for name in TASKS:
-            task = load_task(name)
-            print(
-                f"{name} ({task.group}): {task.description}; {task.num_classes} classes; {' + '.join(map(str, task.sizes))} images"
-            )
+            print(_about_task(name))
         return
     from vtlite.plots import save_figure, show_task
 
@@ -331,6 +359,26 @@ def _data(arguments: argparse.Namespace) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(show_task(task, rows=3), path)
     print(f"written: {path}")
+
+
+def _about_task(name: str) -> str:
+    """One task in three lines: its kind and sizes, what is asked, where the pictures come from."""
+    from vtlite.data.tasks import load_task, source_of
+    from vtlite.task import Several, Stream
+
+    task = load_task(name)
+    classes = f"{task.num_classes} classes"
+    if isinstance(task, Several):
+        classes = " and ".join(
+            f"{n} ({part.num_classes} classes)" for n, part in task.parts.items()
+        )
+    if isinstance(task, Stream):
+        classes += f"; stages {', '.join(stage.name for stage in task.stages)}"
+    sizes = " + ".join(map(str, task.sizes))
+    return (
+        f"{name}: {type(task).__name__}, {task.group}; {sizes} items; {classes}\n"
+        f"    {task.description}\n    {source_of(name)}"
+    )
 
 
 if __name__ == "__main__":

@@ -138,7 +138,9 @@ def step_ratios(
     models: Iterable[Tuned], reference: Tuned, images: Tensor, labels: Tensor, repeats: int = 15
 ) -> list[float]:
     """The same of several models, all in turns with the reference."""
-    steps = [_step(model, images, labels) for model in (reference, *models)]
+    steps: list[Callable[[], object]] = [
+        _step(model, images, labels) for model in (reference, *models)
+    ]
     theirs, *ours = _times(steps, repeats)
     return [statistics.median(a / b for a, b in zip(taken, theirs, strict=True)) for taken in ours]
 

@@ -149,7 +149,9 @@ def bound_model(backbone: nn.Module, bound: Bound, num_classes: int) -> Tuned:
 
 def tuned(backbone: nn.Module, name: str, num_classes: int) -> Tuned:
     """The model of a method's default settings, as its steps are inside `fit`."""
-    settings = {"teacher": vt.tune(backbone, "linear", num_classes)} if name == "kd" else {}
+    settings: dict[str, Any] = (
+        {"teacher": vt.tune(backbone, "linear", num_classes)} if name == "kd" else {}
+    )
     model = vt.tune(backbone, name, num_classes, **settings)
     for module in model.modules():
         if isinstance(module, Budget):
@@ -188,8 +190,8 @@ def count(backbone: nn.Module, names: Iterable[str], batch: int, num_classes: in
 
     def costs(of: Bound | str) -> tuple[int, int]:
         if of not in seen:
-            make = tuned if isinstance(of, str) else bound_model
-            step = make(backbone, of, num_classes)  # type: ignore[operator]
+            make: Any = tuned if isinstance(of, str) else bound_model
+            step = make(backbone, of, num_classes)
             seen[of] = step_flops(step, images, labels), step_bytes(step, images, labels)
         return seen[of]
 

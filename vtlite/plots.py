@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,10 +15,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.transforms import Bbox
 from torch import Tensor
 
+from vtlite.plots_tasks import show_task as show_task
 from vtlite.storage import atomic_write
-
-if TYPE_CHECKING:
-    from vtlite.data.tasks import Task
 
 Row = dict[str, Any]
 
@@ -66,11 +64,16 @@ def accuracy_over_parameters(
 
     `rows` have "method" (a key of METHODS), "trainable" and "accuracy" in [0, 1]; a row with
     "spread" gets an error bar of that half height. A dashed line marks full fine-tuning where it is
-    among them.
+    among them, a dotted one whatever trains nothing.
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
     seen: set[str] = set()
+    for row in (row for row in rows if not row["trainable"]):  # a log axis has no place for it
+        name, height = row["method"].split("/")[-1], 100 * row["accuracy"]
+        ax.axhline(height, color="#777777", lw=0.8, ls=":", zorder=0)
+        ax.annotate(name, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    rows = [row for row in rows if row["trainable"]]
     for row in rows:
         group = row["method"].split("/")[0]
         colour, marker = GROUP_STYLE[group]
@@ -122,19 +125,6 @@ def _name_points(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
             if not any(box.overlaps(other) for other in taken):
                 break
         taken.append(box)
-
-
-def show_task(task: Task, columns: int = 10, rows: int = 1) -> Figure:
-    """The first training images of a task with their class names."""
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(1.15 * columns, 1.4 * rows), layout="constrained", squeeze=False
-    )
-    for i, ax in enumerate(axes.flat):
-        image, label = task.train[i]
-        ax.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy())
-        ax.set_title(task.classes[label], fontsize=7)
-        ax.axis("off")
-    return figure
 
 
 def bars(

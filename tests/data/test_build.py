@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import re
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vtlite.data import sheets
-from vtlite.data.build import FASHION_CLASSES, build
+from vtlite.data import icons, sheets
+from vtlite.data.build import FASHION_CLASSES, ICONS, build
 from vtlite.storage import VTError
 
 COLOURS = {"one.png": (255, 0, 0, 255), "two.png": (0, 0, 255, 128), "three.png": (0, 255, 0, 255)}
@@ -26,6 +29,8 @@ def entry(
         "short_name": f"the_{image.removesuffix('.png')}",
         "category": category,
         "subcategory": "geometric",
+        "name": image.removesuffix(".png").upper(),
+        "unified": image.removesuffix(".png").encode().hex().upper(),
     }
     return {
         "image": image,
@@ -34,6 +39,10 @@ def entry(
         "has_img_twitter": twitter,
         **names,
     }
+
+
+def icon(colour: str, **more: float) -> dict[str, object]:
+    return {"body": f'<rect width="16" height="16" fill="{colour}"/>', **more}
 
 
 ENTRIES = [
@@ -55,18 +64,40 @@ def brightness(split: int, index: int) -> int:
     return 10 + 100 * split + index
 
 
-@pytest.fixture
-def sources(tmp_path: Path) -> Path:
-    for package, vendor in (("google", "google"), ("twitter", "twitter")):
-        folder = tmp_path / package / "img" / vendor / "64"
+def word(entry: dict[str, object]) -> dict[str, object]:
+    number = str(entry["image"]).removesuffix(".png")
+    return {"hexcode": entry["unified"], "label": f"number {number}", "tags": [number, "digit"]}
+
+
+def write_icons(package: Path) -> None:
+    """One drawing by code point, one by label, none of the third; one is faint, one is wide."""
+    package.mkdir(parents=True)
+    icons = {
+        "anything": icon("#ff0000"),
+        "number-two": icon("#0000ff", height=8),
+        "number-three": icon("#00ff0022"),
+    }
+    (package / "icons.json").write_text(json.dumps({"icons": icons, "width": 16, "height": 16}))
+    (package / "chars.json").write_text(json.dumps({b"one".hex(): "anything"}))
+
+
+def write_sources(tmp_path: Path) -> Path:
+    for vendor in ("google", "twitter"):
+        package = tmp_path / "packages" / f"emoji-datasource-{vendor}"
+        folder = package / "img" / vendor / "64"
         folder.mkdir(parents=True)
-        (tmp_path / package / "emoji.json").write_text(json.dumps(ENTRIES))
+        (package / "emoji.json").write_text(json.dumps(ENTRIES))
         for name, colour in COLOURS.items():
             picture = Image.new("RGBA", (64, 64), colour)
             picture.paste(
                 (0, 0, 0, 0), (0, 0, 64, 32 if vendor == "google" else 16)
             )  # transparent above, to another height
             picture.save(folder / name)
+    words = tmp_path / "packages" / "emojibase-data" / "en" / "data.json"
+    words.parent.mkdir(parents=True)
+    words.write_text(json.dumps([word(entry) for entry in ENTRIES]))
+    for name in ICONS.values():
+        write_icons(tmp_path / "packages" / name)
     fashion = tmp_path / "fashion"
     fashion.mkdir()
     for split, prefix in enumerate(("train", "t10k")):
@@ -80,24 +111,57 @@ def sources(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True, scope="module")
+def flat_drawings() -> Iterator[None]:
+    """Drawing without resvg: the colour of an icon's rectangle, in the part of the square that its
+    shape leaves."""
+
+    def render(svg: str) -> bytes:
+        colour = re.search('fill="(#[0-9a-f]+)"', svg)
+        box = re.search('viewBox="0 0 (\\d+) (\\d+)"', svg)
+        assert colour
+        assert box
+        width, height = int(box[1]), int(box[2])
+        picture = Image.new("RGBA", (icons.RENDERED, icons.RENDERED))
+        drawn = Image.new("RGBA", (icons.RENDERED, icons.RENDERED * height // width), colour[1])
+        picture.paste(drawn, (0, (icons.RENDERED - drawn.height) // 2))
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        return file.getvalue()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(icons, "_render", render)
+        yield
+
+
 def build_from(sources: Path) -> list[Path]:
-    return build(sources / "google", sources / "twitter", sources / "fashion", sources / "out")
+    return build(sources / "packages", sources / "fashion", sources / "out")
 
 
 @pytest.fixture
-def built(sources: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    build_from(sources)
-    monkeypatch.setattr(sheets, "ASSETS", sources / "out")
-    return sources / "out"
+def sources(tmp_path: Path) -> Path:
+    return write_sources(tmp_path)
 
 
-def test_five_files_are_written_and_named(sources: Path) -> None:
-    paths = build_from(sources)
-    assert sorted(paths) == sorted((sources / "out").iterdir())
+@pytest.fixture(scope="module")
+def built_once(flat_drawings: None, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return build_from(write_sources(tmp_path_factory.mktemp("sources")))
+
+
+@pytest.fixture
+def built(built_once: list[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sheets, "ASSETS", built_once[0].parent)
+    return built_once[0].parent
+
+
+def test_ten_files_are_written_and_named(built_once: list[Path]) -> None:
+    paths = built_once
+    assert sorted(paths) == sorted(paths[0].parent.iterdir())
     assert {path.name for path in paths} == {
         "emoji.json",
         "noto.webp",
         "twemoji.webp",
+        *(f"{style}.webp" for style in ICONS),
         "fashion.json",
         "fashion.webp",
     }
@@ -107,8 +171,15 @@ def test_five_files_are_written_and_named(sources: Path) -> None:
 def test_emoji_come_back_in_their_order_without_the_incomplete() -> None:
     sprites, facts = sheets.emoji.__wrapped__("noto")
     assert facts == [
-        {"name": f"the {n}", "category": "Symbols", "subcategory": "geometric"}
-        for n in ("one", "two", "three")
+        {
+            "concept": i,
+            "name": f"the {n}",
+            "category": "Symbols",
+            "subcategory": "geometric",
+            "label": f"number {n}",
+            "tags": [n, "digit"],
+        }
+        for i, n in enumerate(("one", "two", "three"))
     ]
     for sprite, name in zip(sprites, ("one.png", "two.png", "three.png"), strict=True):
         assert (sprite[:, 24] * 255).round().int().T.tolist() == [list(COLOURS[name])] * 32
@@ -120,6 +191,19 @@ def test_each_style_comes_from_its_own_package() -> None:
         sprites, _ = sheets.emoji.__wrapped__(style)
         assert (sprites[:, 3, :height] == 0).all()
         assert (sprites[:, 3, height:] > 0).all()
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("style", ICONS)
+def test_an_icon_stands_at_its_emoji_s_number_and_a_faint_one_nowhere(style: str) -> None:
+    sprites, facts = sheets.emoji.__wrapped__(style)
+    assert [(fact["concept"], fact["label"]) for fact in facts] == [
+        (0, "number one"),
+        (1, "number two"),
+    ]
+    assert (sprites[0] * 255).int()[:, 16, 16].tolist() == [255, 0, 0, 255]
+    assert (sprites[1] * 255).int()[:, 16, 16].tolist() == [0, 0, 255, 255]
+    assert (sprites[1, 3].amax(1) > 0).nonzero().flatten().tolist() == list(range(8, 24))  # wide
 
 
 @pytest.mark.usefixtures("built")
@@ -146,14 +230,21 @@ def test_no_test_photograph_is_upstream_and_kinds_are_kept_apart() -> None:
     assert len(upstream) == len(train) == 5
 
 
-def test_building_twice_gives_the_same_bytes(sources: Path) -> None:
-    first = {path.name: path.read_bytes() for path in build_from(sources)}
+def test_building_twice_gives_the_same_bytes(sources: Path, built_once: list[Path]) -> None:
+    first = {path.name: path.read_bytes() for path in built_once}
     assert {path.name: path.read_bytes() for path in build_from(sources)} == first
 
 
 @pytest.mark.parametrize(
     "gone",
-    ["google/emoji.json", "twitter/img/twitter/64/two.png", "fashion/t10k-labels-idx1-ubyte.gz"],
+    [
+        "packages/emoji-datasource-google/emoji.json",
+        "packages/emoji-datasource-twitter/img/twitter/64/two.png",
+        "packages/emojibase-data/en/data.json",
+        "packages/@iconify-json/fxemoji/icons.json",
+        "packages/@iconify-json/noto-v1/chars.json",
+        "fashion/t10k-labels-idx1-ubyte.gz",
+    ],
 )
 def test_a_missing_source_is_named(sources: Path, gone: str) -> None:
     (sources / gone).unlink()

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from vtlite.backbones.base import HEADS
+from vtlite.backbones.clip import CLIP, TextTransformer, is_clip, with_our_names
 from vtlite.backbones.hybrid import HybridViT
 from vtlite.backbones.resnet import ResNet
 from vtlite.backbones.swin import SwinTransformer
+from vtlite.backbones.tokenizer import WordTokenizer, published_tokenizer
 from vtlite.backbones.vit import VisionTransformer
 from vtlite.storage import VTError, load_tensors, save_tensors, unknown
 
@@ -102,14 +104,18 @@ def create_backbone(name: str, device: str | torch.device | None = None, **overr
         return cls(**{**arguments, **overrides})
 
 
-def load_backbone(name_or_path: str | Path, num_heads: int | None = None) -> Any:
+def load_backbone(
+    name_or_path: str | Path, num_heads: int | None = None, quick_gelu: bool | None = None
+) -> Any:
     """A pre-trained backbone, without a head and in eval mode.
 
     `name_or_path` is an embedded checkpoint (`"vtlite-tiny"`), a safetensors file with timm's
     names, or `"timm:NAME"`, which downloads timm's weights and, where the architecture is one of
     ours, loads them into our code. A file that does not say its number of heads is taken to have
-    heads of width 64, as all published ViTs have; pass `num_heads` otherwise. Raises `VTError` for
-    an unknown name, an unreadable file, foreign shapes, or a missing network.
+    heads of width 64, as all published ViTs have; pass `num_heads` otherwise. A file of two towers
+    (`"vtlite-clip"`, or a published CLIP with open_clip's names) gives a `CLIP`; `quick_gelu=True`
+    belongs to OpenAI's weights, which do not say so themselves. Raises `VTError` for an unknown
+    name, an unreadable file, foreign shapes, or a missing network.
     """
     name = str(name_or_path)
     if name.startswith("timm:"):
@@ -127,7 +133,28 @@ def load_backbone(name_or_path: str | Path, num_heads: int | None = None) -> Any
     heads = num_heads or metadata.get("num_heads")
     if heads is not None and not str(heads).isdigit():
         raise VTError(f"expected a number of heads, found {heads!r} in {path}; pass num_heads=...")
-    return _from_tensors(tensors, int(str(heads)) if heads else None, path).eval()
+    quick = bool(metadata.get("quick_gelu")) if quick_gelu is None else quick_gelu
+    network = _from_tensors(tensors, int(str(heads)) if heads else None, path, quick).eval()
+    if isinstance(network, CLIP):
+        text, words = network.text, path.with_suffix(".txt")
+        network.tokenizer = (
+            WordTokenizer.load(words, text.context)
+            if words.is_file()
+            else published_tokenizer(text.vocabulary, text.context)
+        )
+    return network
+
+
+def load_clip(name_or_path: str | Path = "vtlite-clip", quick_gelu: bool | None = None) -> CLIP:
+    """A pre-trained two-tower model (see `load_backbone`). Raises `VTError` for a file without a
+    text tower."""
+    clip = load_backbone(name_or_path, quick_gelu=quick_gelu)
+    if not isinstance(clip, CLIP):
+        raise VTError(
+            f"expected a model with a text tower, found a {type(clip).__name__} in "
+            f'{name_or_path}; use "vtlite-clip" or a published CLIP'
+        )
+    return clip
 
 
 def save_backbone(backbone: Any, path: str | Path, half: bool = False, **metadata: object) -> None:
@@ -138,16 +165,24 @@ def save_backbone(backbone: Any, path: str | Path, half: bool = False, **metadat
         for k, t in backbone.state_dict().items()
         if not k.startswith(HEADS)
     }
-    heads = (
-        {"num_heads": backbone.num_heads} if hasattr(backbone, "num_heads") else {}
-    )  # the rest can be read off the shapes
-    save_tensors(path, tensors, {**heads, **metadata})
+    known = {  # the rest can be read off the shapes
+        key: getattr(backbone, key)
+        for key in ("num_heads", "quick_gelu")
+        if getattr(backbone, key, 0)
+    }
+    save_tensors(path, tensors, {**known, **metadata})
 
 
 def _from_tensors(
-    tensors: dict[str, Tensor], num_heads: int | None, source: Path | str
+    tensors: dict[str, Tensor],
+    num_heads: int | None,
+    source: Path | str,
+    quick_gelu: bool = False,
 ) -> nn.Module:
     """Read the architecture off the names and shapes, build it, load the weights strictly."""
+    clip = is_clip(list(tensors))
+    if clip:
+        tensors = with_our_names(tensors)
     swin, resnet = (
         "layers.0.blocks.0.attn.relative_position_bias_table" in tensors,
         "layer1.0.conv1.weight" in tensors,
@@ -160,7 +195,9 @@ def _from_tensors(
             if swin
             else _resnet_like(tensors)
             if resnet
-            else _vit_like(tensors, num_heads, source)
+            else _clip_like(tensors, num_heads, source, quick_gelu)
+            if clip
+            else _vit_like(tensors, num_heads, source, quick_gelu)
         )
     expected = {key: tuple(t.shape) for key, t in backbone.state_dict().items()}
     found = {key: tuple(t.shape) for key, t in tensors.items()}
@@ -204,8 +241,48 @@ def _swin_like(tensors: dict[str, Tensor]) -> SwinTransformer:
     )
 
 
+def _clip_like(
+    tensors: dict[str, Tensor], num_heads: int | None, source: Path | str, quick_gelu: bool
+) -> CLIP:
+    """Both towers have heads of one width."""
+    needed = {
+        "text.token_embedding.weight": 2,
+        "text.positional_embedding": 2,
+        "text.blocks.0.attn.qkv.weight": 2,
+        "text_projection": 2,
+    }
+    if missing := _missing(tensors, needed):
+        raise VTError(
+            f"{source} is not a CLIP with open_clip's names: it lacks {', '.join(missing)}; "
+            "a state dict from another library has to be renamed first"
+        )
+    images = {k.removeprefix("visual."): t for k, t in tensors.items() if k.startswith("visual.")}
+    visual: Any = _vit_like(images, num_heads, source, quick_gelu)
+    vocabulary, width = tensors["text.token_embedding.weight"].shape
+    text = TextTransformer(
+        vocabulary,
+        context=len(tensors["text.positional_embedding"]),
+        embed_dim=width,
+        depth=_count(tensors, "text.blocks."),
+        num_heads=width // visual.blocks[0].attn.head_dim,
+        quick_gelu=quick_gelu,
+    )
+    return CLIP(visual, text, tensors["text_projection"].shape[1])
+
+
+def _missing(tensors: dict[str, Tensor], needed: dict[str, int]) -> list[str]:
+    return [
+        f"{key} of {n} dimensions"
+        for key, n in needed.items()
+        if key not in tensors or tensors[key].ndim != n
+    ]
+
+
 def _vit_like(
-    tensors: dict[str, Tensor], num_heads: int | None, source: Path | str
+    tensors: dict[str, Tensor],
+    num_heads: int | None,
+    source: Path | str,
+    quick_gelu: bool = False,
 ) -> VisionTransformer:
     needed = {
         "cls_token": 3,
@@ -214,11 +291,7 @@ def _vit_like(
         "blocks.0.attn.qkv.weight": 2,
         "blocks.0.mlp.fc1.weight": 2,
     }
-    if missing := [
-        f"{key} of {n} dimensions"
-        for key, n in needed.items()
-        if key not in tensors or tensors[key].ndim != n
-    ]:
+    if missing := _missing(tensors, needed):
         raise VTError(
             f"{source} is not a ViT with timm's names: it lacks {', '.join(missing)}; "
             "a state dict from another library has to be renamed first"
@@ -243,6 +316,9 @@ def _vit_like(
         "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
         "init_values": 1.0 if "blocks.0.ls1.gamma" in tensors else None,
         "distilled": distilled,
+        "pre_norm": "norm_pre.weight" in tensors,  # a published CLIP's image tower
+        "norm_eps": 1e-5 if "norm_pre.weight" in tensors else 1e-6,
+        "quick_gelu": quick_gelu,
     }
     if not stem:
         return VisionTransformer(**arguments)

@@ -51,7 +51,8 @@ class SparseModule(ChangedModule):
             return super().forward(*inputs)  # a kernel is small beside its images: it is formed
         rows = torch.arange(len(places), device=places.device)[:, None]
         places = (rows * base.in_features + places).flatten()
-        return sparse_linear(*inputs, base.weight, base.bias, self.values.flatten(), places)
+        (x,) = inputs
+        return sparse_linear(x, base.weight, base.bias, self.values.flatten(), places)
 
     def changes(self) -> dict[str, Tensor]:
         weight = self.base.weight

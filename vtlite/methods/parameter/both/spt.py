@@ -162,10 +162,11 @@ class SensitiveModule(ChangedModule):
         base, numbers = self.base, self.units.get("weight", [])
         if not isinstance(base, nn.Linear):
             return super().forward(*inputs)  # vectors and kernels: small beside tokens and images
+        (x,) = inputs
         bias = base.bias if base.bias is None else base.bias + self.change("bias")
         biases = len(numbers) * [None] if bias is None else bias.chunk(len(numbers))
         parts = zip(numbers, base.weight.chunk(len(numbers)), biases, strict=True)
-        outputs = [self.budget.linear(number, *inputs, weight, b) for number, weight, b in parts]
+        outputs = [self.budget.linear(number, x, weight, b) for number, weight, b in parts]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
     def change(self, name: str) -> Tensor:
