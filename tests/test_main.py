@@ -37,9 +37,10 @@ def test_tour_writes_table_json_csv_and_figure(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "a/t.json").read_text())
-    assert [row["method"] for row in rows] == ["finetuning/linear", "parameter/bias/bitfit"]
+    methods = ["finetuning/linear", "parameter/bias/bitfit", "two_towers/zero_shot"]
+    assert [row["method"] for row in rows] == methods
     assert all(f"{row['trainable']:,}" in done.stdout for row in rows)
-    assert (tmp_path / "out/tour.csv").read_text().count("\n") == 3
+    assert (tmp_path / "out/tour.csv").read_text().count("\n") == 4
     assert (tmp_path / "out/tour.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -58,7 +59,7 @@ def test_tour_writes_table_json_csv_and_figure(tmp_path: Path) -> None:
         (["show", "lorra"], "did you mean 'lora'"),
         (["data", "show", "digit"], "did you mean 'digits'"),
         (
-            ["data", "build", "--noto", "no", "--twemoji", "no", "--fashion", "no"],
+            ["data", "build", "--packages", "no", "--fashion", "no"],
             "expected the source file",
         ),
         (["pretrain", "--name", "vit_tiny"], "unknown backbone 'vit_tiny'"),
@@ -100,6 +101,6 @@ def test_data_list_and_show(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["data", "list"]) == 0
-    assert "shapes-count (structured)" in capsys.readouterr().out
+    assert "shapes-count: Classification, structured;" in capsys.readouterr().out
     assert main(["data", "show", "shapes-count"]) == 0
     assert (tmp_path / "out/shapes-count.png").is_file()

@@ -22,8 +22,9 @@ def test_conda_route_installs_what_pyproject_asks_for() -> None:
         *PROJECT["dependencies"],
         *optional["lab"],
         *optional["classroom"],
+        *optional["data"],
         *optional["dev"],
-    } - {"vtlite[lab,classroom]"}
+    } - {"vtlite[lab,classroom,data]"}
     environment = (ROOT / "environment.yml").read_text()
     found = re.findall(r"^      - (.+)$", environment, re.MULTILINE)
     assert sorted(found) == sorted(wanted)

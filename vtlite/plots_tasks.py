@@ -82,7 +82,7 @@ def _masks(task: Task, columns: int, rows: int) -> Figure:
         above, below = axes[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
         for ax in (above, below):
             _draw(ax, image, data)
-        below.imshow(mask, cmap=colours, vmin=-0.5, vmax=task.num_classes - 0.5, alpha=0.7)
+        below.imshow(mask.numpy(), cmap=colours, vmin=-0.5, vmax=task.num_classes - 0.5, alpha=0.7)
         seen |= set(mask.unique().tolist())
     patches = [
         Patch(facecolor=colours(c), edgecolor="black", label=task.classes[c]) for c in sorted(seen)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +19,7 @@ from torchvision import datasets
 
 import vtlite as vt
 from vtlite.backbones.base import Pixels
-from vtlite.data.folders import load_torchvision
+from vtlite.data.folders import load_folder, load_torchvision
 
 COLOURS = {"blue": (0, 0, 255), "red": (255, 0, 0)}
 
@@ -108,13 +110,141 @@ def test_the_middle_of_a_wide_picture_is_kept(images: Path) -> None:
     assert (image[0] < -0.9).all()
 
 
+HALF = 32768 / 65535 * 2 - 1
+
+
+def grey16(path: Path) -> None:
+    values = np.full((12, 12), 32768, np.uint16)
+    values[:, :4], values[:, 8:] = 0, 65535
+    Image.fromarray(values).save(path)
+
+
+def floats(path: Path) -> None:
+    values = np.full((12, 12), HALF / 2 + 0.5, np.float32)
+    values[:, :4], values[:, 8:] = 0, 1
+    Image.fromarray(values).save(path)
+
+
+def palette(path: Path) -> None:
+    """Three colours, the last of them transparent."""
+    picture = Image.new("P", (12, 12))
+    picture.putpalette([0, 0, 0, 128, 128, 128, 255, 0, 0])
+    picture.paste(1, (4, 0, 8, 12))
+    picture.paste(2, (8, 0, 12, 12))
+    picture.save(path, transparency=2)
+
+
+def cmyk(path: Path) -> None:
+    picture = Image.new("CMYK", (12, 12), (0, 0, 0, 127))
+    picture.paste((0, 0, 0, 255), (0, 0, 4, 12))
+    picture.paste((0, 0, 0, 0), (8, 0, 12, 12))
+    picture.save(path)
+
+
+def two_frames(path: Path) -> None:
+    picture = thirds()
+    picture.save(path, save_all=True, append_images=[Image.new("RGB", (12, 12), "red")])
+
+
+def turned(path: Path) -> None:
+    """Stored on its side; its EXIF data say to turn it by a quarter, clockwise."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    thirds().rotate(90).save(path, exif=exif)
+
+
+def one_bit(path: Path) -> None:
+    """Black, a fine check, white."""
+    values = np.indices((12, 12)).sum(0) % 2 == 1
+    values[:, :4], values[:, 8:] = False, True
+    Image.fromarray(values).save(path)
+
+
+def grey_alpha(path: Path) -> None:
+    """Black; black, half transparent; black, wholly so."""
+    picture = Image.new("LA", (12, 12), (0, 255))
+    picture.paste((0, 127), (4, 0, 8, 12))
+    picture.paste((0, 0), (8, 0, 12, 12))
+    picture.save(path)
+
+
+def thirds() -> Image.Image:
+    picture = Image.new("RGB", (12, 12), (128, 128, 128))
+    picture.paste((0, 0, 0), (0, 0, 4, 12))
+    picture.paste((255, 255, 255), (8, 0, 12, 12))
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("write", "ending"),
+    [
+        (grey16, "png"),
+        (grey16, "tif"),
+        (floats, "tif"),
+        (palette, "png"),
+        (palette, "gif"),
+        (cmyk, "tif"),
+        (cmyk, "jpg"),
+        (two_frames, "png"),
+        (two_frames, "webp"),
+        (turned, "png"),
+        (turned, "jpg"),
+        (one_bit, "png"),
+        (grey_alpha, "png"),
+    ],
+)
+def test_every_kind_of_file_becomes_the_picture_that_it_shows(
+    images: Path, write: Callable[[Path], None], ending: str
+) -> None:
+    """Black on the left, grey in the middle, white on the right."""
+    for path in list((images / "test").rglob("*.png")):
+        path.unlink()
+        write(path.with_suffix(f".{ending}"))
+    for image, _ in items(load(images, 12).test):
+        assert image.shape == (3, 12, 12)
+        tolerance = 0.05 if ending in ("jpg", "webp") else 0.01
+        found = [
+            image[:, :, columns].mean().item()
+            for columns in (slice(0, 3), slice(4, 8), slice(9, 12))
+        ]
+        assert found == pytest.approx([-1, HALF, 1], abs=tolerance)
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "I;16"])
-def test_every_kind_of_picture_becomes_rgb(images: Path, mode: str) -> None:
+def test_every_mode_becomes_rgb(images: Path, mode: str) -> None:
     ending = "tif" if mode in ("CMYK", "I;16") else "png"
     for path in list((images / "test").rglob("*.png")):
         path.unlink()
         Image.new(mode, (12, 12)).save(path.with_suffix(f".{ending}"))
     assert {image.shape for image, _ in items(load(images).test)} == {(3, 32, 32)}
+
+
+@pytest.mark.parametrize("side", [10_000, 20_000])
+def test_a_huge_picture_is_named_before_it_is_decoded(
+    images: Path, side: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    """100 and 400 megapixels by the file's header; the pixels are not even there."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunks = b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    )
+    for path in (images / "test").rglob("*.png"):
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    with pytest.raises(
+        vt.VTError, match=r"expected an image of at most 89 megapixels, found .*\.png"
+    ):
+        load(images).test[0]
+    assert not list(recwarn)
+
+
+def test_a_backbone_s_shape_and_normalisation_are_kept(images: Path) -> None:
+    pixels = Pixels((10, 20), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    image, label = load_folder(images, pixels).test[0]  # type: ignore[index]
+    assert image.shape == (3, 10, 20)
+    assert image[:, 5, 10].tolist() == pytest.approx(
+        [c / 255 for c in list(COLOURS.values())[label]]
+    )
 
 
 @pytest.mark.parametrize("ending", ["jpg", "JPEG", "webp", "bmp"])

@@ -69,7 +69,7 @@ def load_folder(path: str | Path, pixels: Pixels) -> Task:
             )
         try:
             splits.append(
-                datasets.ImageFolder(path / name, transform=_transform(pixels), loader=_read)
+                datasets.ImageFolder(path / name, _transform(pixels), None, _read, _is_image)
             )
         except FileNotFoundError as error:
             raise VTError(
@@ -164,10 +164,12 @@ def _transform(pixels: Pixels) -> v2.Compose:
     """Any image -> RGB floats [3, H, W], resized until it covers the size and cut to its middle,
     then (pixel - mean) / std."""
     size = pixels.size or (TILE, TILE)
+    bicubic = pixels.interpolation == "bicubic"
+    mode = v2.InterpolationMode.BICUBIC if bicubic else v2.InterpolationMode.BILINEAR
     return v2.Compose(
         [
             v2.RGB(),
-            partial(_covering, size=size),
+            partial(_covering, size=size, mode=mode),
             v2.CenterCrop(size),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
@@ -176,13 +178,17 @@ def _transform(pixels: Pixels) -> v2.Compose:
     )
 
 
-def _covering(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _covering(image: Image.Image, size: tuple[int, int], mode: v2.InterpolationMode) -> Image.Image:
     """The image made as small (or large) as still covers `size`, height and width; its shape kept."""
     scale = max(size[0] / image.height, size[1] / image.width)
     height, width = (
         max(n, round(side * scale)) for n, side in zip(size, image.size[::-1], strict=True)
     )
-    return cast(Image.Image, v2.functional.resize(image, [height, width], antialias=True))
+    return cast(Image.Image, v2.functional.resize(image, [height, width], mode, antialias=True))
+
+
+def _is_image(file: str) -> bool:
+    return file.lower().endswith((*datasets.folder.IMG_EXTENSIONS, ".gif"))
 
 
 def _read(file: str) -> Image.Image:
