@@ -95,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--costs", type=Path, default=Path("benchmarks/costs.json"))
     bench.add_argument(
         "--group",
-        help="one group of the survey, such as parameter, beside full fine-tuning and a linear probe",
+        help=(
+            "one group of the survey, such as parameter, beside full fine-tuning and a linear probe"
+        ),
     )
     bench.add_argument(
         "--task",
@@ -107,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
         "--counted",
         type=Path,
         metavar="FILE",
-        help="instead: what one training step of each method costs on ViT-B/16, written to this JSON",
+        help=(
+            "instead: what one training step of each method costs on ViT-B/16, written to this JSON"
+        ),
     )
     bench.add_argument(
         "--update",
@@ -118,7 +122,9 @@ def _parser() -> argparse.ArgumentParser:
 
     operations = commands.add_parser(
         "bench-ops",
-        help="the custom operations beside plain PyTorch and torch.compile; see vtlite/bench_ops.py",
+        help=(
+            "the custom operations beside plain PyTorch and torch.compile; see vtlite/bench_ops.py"
+        ),
     )
     operations.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
     operations.add_argument(
@@ -168,7 +174,10 @@ def _parser() -> argparse.ArgumentParser:
     release.add_argument("--exercises", type=Path, default=Path("exercises"))
     grade = actions.add_parser(
         "grade",
-        help="mark FOLDER/STUDENT/ASSIGNMENT.ipynb or FOLDER/STUDENT.ipynb; continues where it stopped",
+        help=(
+            "mark FOLDER/STUDENT/ASSIGNMENT.ipynb or FOLDER/STUDENT.ipynb; continues where it"
+            " stopped"
+        ),
     )
     grade.add_argument("folder", type=Path)
     grade.add_argument(
@@ -288,7 +297,8 @@ def _classroom(arguments: argparse.Namespace) -> None:
         import nbformat  # noqa: F401
     except ImportError as error:
         raise VTError(
-            "the classroom needs nbclient and nbformat; install them with: pip install 'vtlite[classroom]'"
+            "the classroom needs nbclient and nbformat; install them with: pip install"
+            " 'vtlite[classroom]'"
         ) from error
     if arguments.action == "release":
         from vtlite.classroom.release import release

@@ -1,5 +1,5 @@
-"""Which method works on which of timm's networks: every pair is tried on a small network with random
-values, and the table is written down.
+"""Which method works on which of timm's networks: every pair is tried on a small network with
+random values, and the table is written down.
 
     python -m vtlite networks
 

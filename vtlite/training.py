@@ -313,8 +313,8 @@ def _backbone_is_frozen(model: Tuned) -> bool:
 
 
 def parameter_groups(model: Tuned, weight_decay: float) -> list[dict[str, Any]]:
-    """The method's groups for the optimiser, each with its "scale" and split in two: weight decay on
-    matrices only, none on biases, norms, scales, positions and the class token."""
+    """The method's groups for the optimiser, each with its "scale" and split in two: weight decay
+    on matrices only, none on biases, norms, scales, positions and the class token."""
     names = {id(p): name for name, p in model.named_parameters()}
 
     def decays(p: nn.Parameter) -> bool:
@@ -333,8 +333,8 @@ def parameter_groups(model: Tuned, weight_decay: float) -> list[dict[str, Any]]:
 def evaluate(
     model: nn.Module, data: Dataset[Any], batch_size: int = 200, task: Task | None = None
 ) -> dict[str, float]:
-    """The task's scores (accuracy in [0, 1]) and mean loss of any model that answers it, in eval mode
-    -> {"accuracy", "loss"}.
+    """The task's scores (accuracy in [0, 1]) and mean loss of any model that answers it, in eval
+    mode -> {"accuracy", "loss"}.
 
     The task is the model's own; of a model without one, images to logits are taken for a
     classification. Raises `VTError` for an empty data set or targets out of range.

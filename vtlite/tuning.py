@@ -33,8 +33,8 @@ def tune(
     num_classes: int | None = None,
     **settings: Any,
 ) -> Tuned:
-    """Build a method's network for a task from a copy of `backbone`; the backbone passed in stays as
-    it was.
+    """Build a method's network for a task from a copy of `backbone`; the backbone passed in stays
+    as it was.
 
     `backbone` is one of ours or timm's, `method` a name ("lora", "parameter/weight/lora") with its
     `settings`, or a method object. `task` is what `load_task` gives or, for a classification of
@@ -151,7 +151,8 @@ def merge(model: Tuned) -> nn.Module:
 
 
 def _expect_same(model: Tuned, plain: Any) -> None:
-    """Raise `VTError` if a network that is not ours answers otherwise after merging, on two images."""
+    """Raise `VTError` if a network that is not ours answers otherwise after merging, on two
+    images."""
     images = about(getattr(plain, "backbone", plain)).sample()
     if images is None or not model.task.is_classifier:
         return
@@ -211,7 +212,8 @@ def fingerprint(backbone: nn.Module) -> str:
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training may change, by name: the parameters that require a gradient, and the buffers."""
+    """What training may change, by name: the parameters that require a gradient, and the
+    buffers."""
     state: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     # A norm of which nothing trains stays in eval mode, and so do its statistics.
     owners = {name.rpartition(".")[0] for name in state}

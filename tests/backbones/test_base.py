@@ -1,4 +1,5 @@
-"""What is said of timm's networks: pixels, sizes, stages, maps; and what a changed layer answers."""
+"""What is said of timm's networks: pixels, sizes, stages, maps; and what a changed layer
+answers."""
 
 from __future__ import annotations
 

@@ -194,19 +194,24 @@ def _from_tensors(
         backbone = (
             _swin_like(tensors)
             if swin
-            else _resnet_like(tensors, source)
-            if resnet
-            else _clip_like(tensors, num_heads, source, quick_gelu)
-            if clip
-            else _vit_like(tensors, num_heads, source, quick_gelu)
+            else (
+                _resnet_like(tensors, source)
+                if resnet
+                else (
+                    _clip_like(tensors, num_heads, source, quick_gelu)
+                    if clip
+                    else _vit_like(tensors, num_heads, source, quick_gelu)
+                )
+            )
         )
     expected = {key: tuple(t.shape) for key, t in backbone.state_dict().items()}
     found = {key: tuple(t.shape) for key, t in tensors.items()}
     for key in sorted(expected.keys() | found.keys()):
         if expected.get(key) != found.get(key):
             raise VTError(
-                f"{source} does not fit a {type(backbone).__name__}: expected {key} of shape {expected.get(key, 'nothing')}, "
-                f"found {found.get(key, 'nothing')}; it is damaged or of another architecture"
+                f"{source} does not fit a {type(backbone).__name__}: expected {key} of shape"
+                f" {expected.get(key, 'nothing')}, found {found.get(key, 'nothing')}; it is damaged"
+                " or of another architecture"
             )
     backbone.load_state_dict(tensors, assign=True)
     return backbone
@@ -353,8 +358,9 @@ def _load_timm(name: str) -> Any:  # timm has no types
         Exception
     ) as error:  # the hub client raises many types, all of which mean the same to the user
         raise VTError(
-            f"could not get the weights of timm model {name!r} ({type(error).__name__}): check the network, "
-            'or use an embedded backbone such as "vtlite-tiny" or a local .safetensors file'
+            f"could not get the weights of timm model {name!r} ({type(error).__name__}): check the"
+            ' network, or use an embedded backbone such as "vtlite-tiny" or a local .safetensors'
+            " file"
         ) from error
     if name.partition(".")[0] in ARCHITECTURES:
         heads = model.blocks[0].attn.num_heads if hasattr(model, "blocks") else None

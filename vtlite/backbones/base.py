@@ -1,7 +1,8 @@
-"""What a backbone says about itself: the pixels it takes, its stages, its features as a vector and as a map.
+"""What a backbone says about itself: the pixels it takes, its stages, its features as a vector and
+as a map.
 
-Our backbones are subclasses of `VisionBackbone` and say it in their own files; `about` says it for timm's
-networks. Nobody else has to know what kind of network a backbone is.
+Our backbones are subclasses of `VisionBackbone` and say it in their own files; `about` says it for
+timm's networks. Nobody else has to know what kind of network a backbone is.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _SHARED = ("forward_features", "forward_head", "reset_classifier", "get_classifi
 
 @dataclass(frozen=True)
 class Pixels:
-    """What images a network was trained on: (pixel - mean) / std for pixels in [0, 1], and a size."""
+    """What images a network was trained on: (pixel - mean) / std for pixels in [0, 1], and a
+    size."""
 
     size: tuple[int, int] | None = None  # height and width; None: any
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -32,8 +34,8 @@ class Pixels:
 class VisionBackbone(nn.Module):
     """A network from images to features, with timm's names for what it does.
 
-    A subclass sets `num_features` (D), `in_chans` and, where images have one size, `input_size`, and
-    writes `forward_features`, `forward_head`, `reset_classifier`, `get_classifier` and the two
+    A subclass sets `num_features` (D), `in_chans` and, where images have one size, `input_size`,
+    and writes `forward_features`, `forward_head`, `reset_classifier`, `get_classifier` and the two
     methods below that raise `NotImplementedError`.
     """
 
@@ -69,8 +71,8 @@ class VisionBackbone(nn.Module):
         return None
 
 
-# What timm's networks call the parts that follow one another. Those of the first kind hold the blocks
-# (or stages, which hold them as `blocks`), those of the second are stages themselves.
+# What timm's networks call the parts that follow one another. Those of the first kind hold the
+# blocks (or stages, which hold them as `blocks`), those of the second are stages themselves.
 _HOLD_BLOCKS = ("blocks", "layers", "stages", "levels", "cls_attn_blocks", "blocks_token_only")
 _STAGE = re.compile(r"layer\d|s\d|network\d|stage\d|serial_blocks\d")
 
@@ -117,7 +119,8 @@ class TimmNetwork:
         return Pixels(size, mean, std, said.get("interpolation") or "bilinear")
 
     def stage_names(self) -> list[str]:
-        """The blocks of a network that has them, else its stages, else its parts with parameters."""
+        """The blocks of a network that has them, else its stages, else its parts with
+        parameters."""
         names = []
         for name, child in self.network.named_children():
             if name in _HOLD_BLOCKS:
@@ -137,8 +140,8 @@ class TimmNetwork:
         channels = self.map_features
         if not isinstance(found, Tensor) or found.ndim not in (3, 4):
             raise VTError(
-                f"expected a network with one last map, found {type(self.network).__name__} without; "
-                "choose another backbone for a task that asks about places"
+                f"expected a network with one last map, found {type(self.network).__name__}"
+                " without; choose another backbone for a task that asks about places"
             )
         if found.ndim == 3:  # tokens [B, prefix + h w, D]
             patches = found[:, getattr(self.network, "num_prefix_tokens", 0) :]

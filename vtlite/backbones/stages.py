@@ -110,8 +110,8 @@ class Gain(nn.Module):
 
 
 def take_gain(block: Any) -> nn.Module:
-    """The gain on the branch of the MLP, taken out of the block, which then has none: a module `ls2`
-    in a ViT, a parameter `gamma_2` in BEiT and EVA."""
+    """The gain on the branch of the MLP, taken out of the block, which then has none: a module
+    `ls2` in a ViT, a parameter `gamma_2` in BEiT and EVA."""
     gain: nn.Module = getattr(block, "ls2", nn.Identity())
     if getattr(block, "gamma_2", None) is not None:
         gain = Gain(block.gamma_2)

@@ -35,7 +35,7 @@ SMALL = (
 
 
 # 1. What it means
-# -------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def kd_loss_reference(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """student [..., C], teacher [..., C] -> scalar: the mean over rows of T^2 KL(teacher ||
     student)."""
@@ -46,7 +46,7 @@ def kd_loss_reference(student: Tensor, teacher: Tensor, temperature: float) -> T
 
 
 # 2. The operator
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 @torch.library.custom_op("vtlite::kd_loss", mutates_args=())
 def _kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """student [M, C], teacher [M, C] -> the loss in at least float32, q - p [M, C]"""
@@ -85,7 +85,7 @@ _kd_loss.register_autograd(_backward, setup_context=_setup)
 
 
 # 3. The kernel
-# ----------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 if triton:
 
     @triton.jit
@@ -162,7 +162,7 @@ def _launch(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tenso
 
 
 # 4. The function
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """As `kd_loss_reference`, in one operation: student [..., C], teacher [..., C] -> scalar. Only
     the student gets a gradient.
@@ -174,7 +174,8 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     if student.shape != teacher.shape:
         found = f"{list(student.shape)} and {list(teacher.shape)}"
         raise VTError(
-            f"expected logits of one shape from student and teacher, found {found}; give both the same images and classes"
+            f"expected logits of one shape from student and teacher, found {found}; give both the"
+            " same images and classes"
         )
     teacher, C = teacher.detach(), student.shape[-1]
     if not use_kernel(student) and (

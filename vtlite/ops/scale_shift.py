@@ -21,14 +21,14 @@ from vtlite.storage import VTError
 
 
 # 1. What it means
-# -------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def scale_shift_reference(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """x [..., D], scale [D], shift [D] -> y [..., D]."""
     return x * scale + shift
 
 
 # 2. The operator
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 @torch.library.custom_op("vtlite::scale_shift", mutates_args=())
 def _scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """x [M, D] -> y [M, D]"""
@@ -67,7 +67,7 @@ _scale_shift.register_autograd(_backward, setup_context=_setup)
 
 
 # 3. The kernels
-# ---------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 if triton:
 
     @triton.jit
@@ -154,7 +154,7 @@ def _launch_backward(dy: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tens
 
 
 # 4. The function
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """As `scale_shift_reference`; CUDA tensors take the kernel. Raises `VTError` where scale or
     shift is not one number per channel.

@@ -11,7 +11,8 @@ from vtlite.method import Backbone, Method
 
 @dataclass
 class Partial(Method):
-    """Train the last k blocks and what follows them (the final norm); what comes before stays frozen.
+    """Train the last k blocks and what follows them (the final norm); what comes before stays
+    frozen.
 
         theta = (frozen theta_1 ... theta_{L-k},  trained theta_{L-k+1} ... theta_L)
 

@@ -30,8 +30,8 @@ class UpdatedLinear(nn.Module):
 
     `groups` says which groups have one: (True,) is the whole layer, (True, False, True) the queries
     and values of a fused qkv. A subclass says what the update is, once for the forward pass
-    (`update`) and once as a matrix for merging (`delta`). To whoever reads it, it is a linear layer:
-    `weight` [N, K], with the update, and `bias`, `in_features`, `out_features`.
+    (`update`) and once as a matrix for merging (`delta`). To whoever reads it, it is a linear
+    layer: `weight` [N, K], with the update, and `bias`, `in_features`, `out_features`.
     """
 
     def __init__(self, base: nn.Linear, groups: Sequence[bool] = (True,)) -> None:
@@ -145,7 +145,8 @@ def check_rank(method: str, rank: int, rows: int, columns: int) -> None:
     """Raise `VTError` where a matrix [rows, columns] has no room for `rank`."""
     if rank > min(rows, columns):
         raise VTError(
-            f"{method}: expected rank at most {min(rows, columns)} for a {rows} x {columns} matrix, found {rank}; lower it"
+            f"{method}: expected rank at most {min(rows, columns)} for a {rows} x {columns} matrix,"
+            f" found {rank}; lower it"
         )
 
 
@@ -161,8 +162,8 @@ def replace_layers(
     `make(layer, last name)`.
 
     "qkv" stands for the projections of an attention whatever they are called; of those that make
-    none of `targets` ("qv": not of keys alone), none is replaced. Raises `VTError` where there is no
-    layer of these names, or one that is not of `kinds`.
+    none of `targets` ("qv": not of keys alone), none is replaced. Raises `VTError` where there is
+    no layer of these names, or one that is not of `kinds`.
     """
     wanted = {*names, *PROJECTIONS} if "qkv" in names else {*names}
     inside = tuple(f"{stage}." for stage in stage_names(backbone))
@@ -183,9 +184,9 @@ def replace_layers(
     for name, layer in found.items():
         if not isinstance(layer, kinds):
             raise VTError(
-                f"{method}: expected layers of kind {' or '.join(k.__name__ for k in kinds)}, found "
-                f"a {type(layer).__name__} called {name} in {type(backbone).__name__}; "
-                "choose other layers, or a Vision Transformer"
+                f"{method}: expected layers of kind {' or '.join(k.__name__ for k in kinds)}, found"
+                f" a {type(layer).__name__} called {name} in {type(backbone).__name__}; choose"
+                " other layers, or a Vision Transformer"
             )
     made: dict[nn.Module, nn.Module] = {}  # a layer may stand in two places
     for name, layer in found.items():
@@ -207,8 +208,8 @@ def replace_slices(
     rank: int,
     make: Callable[[nn.Linear, int, nn.Parameter, nn.Parameter], SlicedLinear],
 ) -> None:
-    """Replace the projections of the attention and of the MLP in all blocks of a ViT by `make(layer,
-    slices, U, V)` with one U [D, rank] and V [rank, D] for all.
+    """Replace the projections of the attention and of the MLP in all blocks of a ViT by
+    `make(layer, slices, U, V)` with one U [D, rank] and V [rank, D] for all.
 
     U starts as an nn.Linear, V at zero. Raises `VTError` for a backbone with other widths in other
     blocks.

@@ -98,8 +98,9 @@ class DPBitFit(Method):
         for name, layer in list(backbone.named_modules()):
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 raise VTError(
-                    f"dp_bitfit: expected a ViT or Swin without batch norm, which mixes the images of a batch, "
-                    f"found {type(backbone).__name__}; choose such a backbone, or bitfit without privacy"
+                    "dp_bitfit: expected a ViT or Swin without batch norm, which mixes the images"
+                    f" of a batch, found {type(backbone).__name__}; choose such a backbone, or"
+                    " bitfit without privacy"
                 )
             kinds = nn.Linear | nn.LayerNorm | nn.Conv2d
             if isinstance(layer, kinds) and layer.bias is not None and sees_images(name):

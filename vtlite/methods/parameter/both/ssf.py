@@ -76,7 +76,10 @@ class SSF(Method):
 
     lr = 3e-2
 
-    starts_elsewhere = "gamma starts at N(1, 0.02) and beta at N(0, 0.02), as published, so the first output is near the backbone's, not equal"
+    starts_elsewhere = (
+        "gamma starts at N(1, 0.02) and beta at N(0, 0.02), as published, so the first output is"
+        " near the backbone's, not equal"
+    )
 
     def attach(self, backbone: Backbone) -> None:
         change_modules(

@@ -48,7 +48,8 @@ def principal_directions(W: Tensor, k: int) -> Tensor:
     s, V = s.flip(0)[:k], V.flip(1)[:, :k]
     if not s[-1] > 1e-12 * s[0]:
         raise VTError(
-            f"dldr: expected {k} different directions in the sampling run, found fewer; raise sampling_lr or stride, or lower k"
+            f"dldr: expected {k} different directions in the sampling run, found fewer; raise"
+            " sampling_lr or stride, or lower k"
         )
     return orthonormal(
         (V / s.sqrt()).mT.to(W.dtype) @ centred
@@ -167,7 +168,8 @@ class DLDR(Method):
                 loss = model.task.loss(head(model.task.features(plain, images)), labels)
                 if not loss.isfinite():
                     raise VTError(
-                        f"dldr: the loss of the sampling run became {loss.item()} at step {step + 1}; lower sampling_lr"
+                        f"dldr: the loss of the sampling run became {loss.item()} at step"
+                        f" {step + 1}; lower sampling_lr"
                     )
                 loss.backward()
                 optimizer.step()

@@ -122,7 +122,8 @@ def truncate(model: Tuned, rank: int) -> Tuned:
             else f"a model of dylora, found {method.key}"
         )
         raise VTError(
-            f"truncate: expected {wanted}; tune with dylora and a rank as large as the largest that you want"
+            f"truncate: expected {wanted}; tune with dylora and a rank as large as the largest that"
+            " you want"
         )
     model = copy.deepcopy(model)
     model.method = dataclasses.replace(method, rank=rank)

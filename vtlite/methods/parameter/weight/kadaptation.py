@@ -40,7 +40,8 @@ class KAdaptedLinear(LowRankLinear):
         if self.rows % n or base.in_features % n:
             fits = math.gcd(n, self.rows, base.in_features)
             raise VTError(
-                f"kadaptation: expected n to divide the width {base.in_features}, found n = {n}; {fits} would do"
+                f"kadaptation: expected n to divide the width {base.in_features}, found n = {n};"
+                f" {fits} would do"
             )
         b, q = self.rows // n, base.in_features // n
         self.left, self.right, self.kept = left, right, list(kept)

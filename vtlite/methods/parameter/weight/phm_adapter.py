@@ -73,7 +73,8 @@ def add_adapters(
         width = layer.out_features
         if width % n:
             raise VTError(
-                f"{method}: expected n to divide the width {width}, found n = {n}; {math.gcd(n, width, bottleneck)} would do"
+                f"{method}: expected n to divide the width {width}, found n = {n};"
+                f" {math.gcd(n, width, bottleneck)} would do"
             )
         return AdaptedLinear(
             layer,
