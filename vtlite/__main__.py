@@ -1,5 +1,5 @@
 """The command line: `python -m vtlite tour | list | show | zero-shot | data | pretrain | bench |
-bench-ops | classroom`."""
+bench-ops | networks | classroom`."""
 
 from __future__ import annotations
 
