@@ -77,9 +77,9 @@ if triton:
         m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)[:, None]
         d = tl.program_id(1) * BD + tl.arange(0, BD)[None, :]
         inside = (m < M) & (d < D)
-        out = tl.load(x + m * D + d, mask=inside).to(ACC) * tl.load(scale + d, mask=d < D).to(
-            ACC
-        ) + tl.load(shift + d, mask=d < D).to(ACC)
+        gain = tl.load(scale + d, mask=d < D).to(ACC)
+        offset = tl.load(shift + d, mask=d < D).to(ACC)
+        out = tl.load(x + m * D + d, mask=inside).to(ACC) * gain + offset
         tl.store(y + m * D + d, out.to(y.dtype.element_ty), mask=inside)
 
     @triton.jit
