@@ -78,9 +78,12 @@ class _FusedAttention(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is F.scaled_dot_product_attention and args[0].is_meta and not kwargs:
-            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args)[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        plain = len(args) == 3 and kwargs.get("attn_mask") is None  # a mask may want a gradient
+        if func is F.scaled_dot_product_attention and args[0].is_meta and plain:
+            fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+            return fused(*args, **kwargs)[0]
+        return func(*args, **kwargs)
 
 
 def kept_bytes(call: Callable[[], Tensor], own: Iterable[Tensor]) -> int:
@@ -135,13 +138,18 @@ def step_ratio(
 
 
 def step_ratios(
-    models: Iterable[Tuned], reference: Tuned, images: Tensor, labels: Tensor, repeats: int = 15
+    models: Iterable[Tuned],
+    reference: Tuned,
+    images: Tensor,
+    labels: Tensor,
+    repeats: int = 15,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
-    """The same of several models, all in turns with the reference."""
+    """The same of several models, all in turns with the reference, by any clock."""
     steps: list[Callable[[], object]] = [
         _step(model, images, labels) for model in (reference, *models)
     ]
-    theirs, *ours = _times(steps, repeats)
+    theirs, *ours = _times(steps, repeats, clock)
     return [statistics.median(a / b for a, b in zip(taken, theirs, strict=True)) for taken in ours]
 
 
@@ -176,15 +184,19 @@ def without_method(model: Tuned) -> nn.Module:
         return model
 
 
-def _times(calls: list[Callable[[], object]], repeats: int) -> list[list[float]]:
+def _times(
+    calls: list[Callable[[], object]],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[list[float]]:
     """Seconds of each of `repeats` runs of each call, in turns, after one warm-up of all."""
     taken: list[list[float]] = [[] for _ in calls]
     for i in range(repeats + 1):
         for which, function in enumerate(calls):
-            start = time.perf_counter()
+            start = clock()
             function()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if i:
-                taken[which].append(time.perf_counter() - start)
+                taken[which].append(clock() - start)
     return taken

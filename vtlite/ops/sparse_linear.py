@@ -1,7 +1,7 @@
 """Sparse linear: y = x (W + S)^T + b with W frozen and S zero but for a few entries, which learn
 (parameter tuning: GPS, SPT).
 
-    W' = W + S,  S[n_e, k_e] = v_e          dx = dy W'          dv_e = sum_m dy[m, n_e] x[m, k_e]          db = sum_m dy[m]
+    W' = W + S,  S[n_e, k_e] = v_e     dx = dy W'     dv_e = sum_m dy[m, n_e] x[m, k_e]     db = sum_m dy[m]
 
 The gradient of S is never formed: only its m entries are, each from a column of dy and one of x,
 gathered in parts no larger than x. W' is made for each product and dropped after it: a copy of W
