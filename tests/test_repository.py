@@ -33,7 +33,10 @@ def test_conda_route_installs_what_pyproject_asks_for() -> None:
 
 def test_importing_needs_only_the_core_dependencies() -> None:
     """timm, peft and the notebook tools are for tests; a user of the package must not need them."""
-    code = "import sys; [sys.modules.__setitem__(m, None) for m in ('timm', 'peft', 'nbformat', 'pytest')]; import vtlite, vtlite.tour, vtlite.bench"
+    code = (
+        "import sys; [sys.modules.__setitem__(m, None) for m in ('timm', 'peft', 'nbformat',"
+        " 'pytest')]; import vtlite, vtlite.tour, vtlite.bench"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

@@ -39,7 +39,10 @@ def test_a_full_disk_is_a_sentence(old: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(
         VTError,
-        match=r"could not write .*file.txt: No space left on device; the file that was there before is unchanged",
+        match=(
+            r"could not write .*file.txt: No space left on device; the file that was there before"
+            r" is unchanged"
+        ),
     ):
         save_tensors(old, {"a": torch.ones(2)}, {})
     assert only_the_old_is_there(old)

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def imports(path: Path) -> set[str]:
-    """The modules of the package that a file names anywhere: at its top, in functions, for types."""
+    """The modules of the package that a file names anywhere: at its top, in functions, for
+    types."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found: set[str] = set()
     for node in ast.walk(tree):
@@ -22,7 +23,8 @@ def imports(path: Path) -> set[str]:
 
 
 def graph() -> dict[str, set[str]]:
-    """Each module of vtlite -> the modules that it imports, by files (a package is its __init__)."""
+    """Each module of vtlite -> the modules that it imports, by files (a package is its
+    __init__)."""
     files = {
         ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
         for p in (ROOT / "vtlite").rglob("*.py")
@@ -63,8 +65,8 @@ def test_a_circle_is_found() -> None:
 
 
 def test_no_imports_run_in_a_circle() -> None:
-    """Neither at the top of a file nor inside a function: there is nothing that such an import would
-    have to break."""
+    """Neither at the top of a file nor inside a function: there is nothing that such an import
+    would have to break."""
     assert circle(graph()) == []
 
 

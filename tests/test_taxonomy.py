@@ -23,8 +23,10 @@ from vtlite.taxonomy import (
 # Typed from the survey: leaf -> (systems that have a file, systems that are described only)
 SURVEY = {
     "finetuning": (
-        "Full fine-tuning|Linear probing|MLP head|Partial|Layer-wise learning-rate decay|LP-FT|L2-SP|Gradual unfreezing|WiSE-FT|"
-        "Normalisation-only tuning",
+        (
+            "Full fine-tuning|Linear probing|MLP head|Partial|Layer-wise learning-rate"
+            " decay|LP-FT|L2-SP|Gradual unfreezing|WiSE-FT|Normalisation-only tuning"
+        ),
         "",
     ),
     "prompt/vision": (
@@ -37,17 +39,26 @@ SURVEY = {
     ),
     "prompt/vision_language": ("UPT|DPT|MaPLe|TPT", "MVLPT|MetaPrompt"),
     "adapter/sequential": (
-        "Residual adapter (series)|Houlsby adapter|Pfeiffer adapter|LST|Conv-Adapter|RepAdapter|Polyhistor",
+        (
+            "Residual adapter (series)|Houlsby adapter|Pfeiffer"
+            " adapter|LST|Conv-Adapter|RepAdapter|Polyhistor"
+        ),
         "EPM|DAN|AMixer|FiT|TINA|BDTL|ViTDet|Florence|SND",
     ),
     "adapter/parallel": (
-        "Residual adapter (parallel)|AdaptFormer|Convpass|ViT-Adapter|ST-Adapter|AIM|CLIP-Adapter|Tip-Adapter|VL-Adapter",
+        (
+            "Residual adapter"
+            " (parallel)|AdaptFormer|Convpass|ViT-Adapter|ST-Adapter|AIM|CLIP-Adapter|Tip-Adapter|VL-Adapter"
+        ),
         "PESF-KD|PEA|CAOA|HA|BALLAD|MAGMA|Hierarchical3D|HyperPELT|SVL-Adapter",
     ),
     "adapter/mix": ("VQT|Consolidator|ETT", "PATT|PALT|TVG"),
     "parameter/bias": ("BitFit|Side-tuning|AdapterBias|DP-BiTFiT", ""),
     "parameter/weight": (
-        "LoRA|DyLoRA|Compacter|PHM adapter|KAdaptation|FacT-TT|FacT-TK|KronA|DLDR|MoSA|Aurora|DoRA|VeRA",
+        (
+            "LoRA|DyLoRA|Compacter|PHM"
+            " adapter|KAdaptation|FacT-TT|FacT-TK|KronA|DLDR|MoSA|Aurora|DoRA|VeRA"
+        ),
         "DnA|PHNNs|TARP",
     ),
     "parameter/both": ("SSF|GPS|SPT", ""),

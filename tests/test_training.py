@@ -269,12 +269,13 @@ def test_evaluate_by_hand_and_in_eval_mode() -> None:
 
 
 # A copy that is swapped in
-# ----------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Grows(vt.Method):
-    """Trains, then changes its own structure and settings, writes to frozen weights, trains again."""
+    """Trains, then changes its own structure and settings, writes to frozen weights, trains
+    again."""
 
     width: int = 0
 
@@ -329,7 +330,8 @@ def test_a_method_that_changes_its_structure_is_swapped_in_whole_or_not_at_all(
 
 
 def test_fit_holds_frozen_weights_once() -> None:
-    """On ViT-B/16 a training takes room for what trains and its optimiser, not for another 330 MB."""
+    """On ViT-B/16 a training takes room for what trains and its optimiser, not for another 330
+    MB."""
     model = vt.tune(vt.create_backbone("vit_base_patch16_224"), "bitfit", 3)
     frozen = [p for p in model.parameters() if not p.requires_grad]
     inside: list[int] = []

@@ -71,9 +71,7 @@ def test_a_picture_of_any_mode_and_size(tmp_path: Path, mode: str) -> None:
     image = read_picture(apple(tmp_path / "apple.png", mode), SMALL)
     assert image.shape == (3, 32, 32)
     assert -1 <= image.min() < image.max() <= 1
-    torch.testing.assert_close(
-        image[:, 0, 0], torch.ones(3), atol=0.02, rtol=0
-    )  # white paper, as a palette has it
+    assert image[:, 0, 0].min() > 0.98  # white paper, or the palette's nearest to it
     wide = Image.new("RGB", (90, 30), "red")
     wide.save(tmp_path / "wide.png")
     red = read_picture(tmp_path / "wide.png", SMALL)

@@ -1,5 +1,5 @@
 """The command line: `python -m vtlite tour | list | show | zero-shot | data | pretrain | bench |
-bench-ops | classroom`."""
+bench-ops | networks | classroom`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "pretrain", help="make an embedded network again; continues a run that was stopped"
     )
     pretrain.add_argument("--name", default="vtlite-clip")
-    pretrain.add_argument("--steps", type=int, default=7_000)
+    pretrain.add_argument("--steps", type=int, default=8_500)
     pretrain.add_argument("--lr", type=float, default=1e-3)
     pretrain.add_argument("--batch-size", type=int, default=128)
     pretrain.add_argument("--seed", type=int, default=0)
@@ -95,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--costs", type=Path, default=Path("benchmarks/costs.json"))
     bench.add_argument(
         "--group",
-        help="one group of the survey, such as parameter, beside full fine-tuning and a linear probe",
+        help=(
+            "one group of the survey, such as parameter, beside full fine-tuning and a linear probe"
+        ),
     )
     bench.add_argument(
         "--task",
@@ -107,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
         "--counted",
         type=Path,
         metavar="FILE",
-        help="instead: what one training step of each method costs on ViT-B/16, written to this JSON",
+        help=(
+            "instead: what one training step of each method costs on ViT-B/16, written to this JSON"
+        ),
     )
     bench.add_argument(
         "--update",
@@ -118,7 +122,9 @@ def _parser() -> argparse.ArgumentParser:
 
     operations = commands.add_parser(
         "bench-ops",
-        help="the custom operations beside plain PyTorch and torch.compile; see vtlite/bench_ops.py",
+        help=(
+            "the custom operations beside plain PyTorch and torch.compile; see vtlite/bench_ops.py"
+        ),
     )
     operations.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
     operations.add_argument(
@@ -145,6 +151,16 @@ def _parser() -> argparse.ArgumentParser:
         help="count bytes and arithmetic; run nothing, time nothing",
     )
 
+    networks = commands.add_parser(
+        "networks", help="every method on small random networks of timm's kinds; writes the table"
+    )
+    networks.add_argument("--out", type=Path, default=Path("benchmarks"), metavar="FOLDER")
+    networks.add_argument(
+        "--network",
+        action="append",
+        help='a name in the table, such as "DINOv3"; may be given more than once (default: all)',
+    )
+
     classroom = commands.add_parser(
         "classroom", help="make exercises from solutions, and grade what came back"
     )
@@ -158,7 +174,10 @@ def _parser() -> argparse.ArgumentParser:
     release.add_argument("--exercises", type=Path, default=Path("exercises"))
     grade = actions.add_parser(
         "grade",
-        help="mark FOLDER/STUDENT/ASSIGNMENT.ipynb or FOLDER/STUDENT.ipynb; continues where it stopped",
+        help=(
+            "mark FOLDER/STUDENT/ASSIGNMENT.ipynb or FOLDER/STUDENT.ipynb; continues where it"
+            " stopped"
+        ),
     )
     grade.add_argument("folder", type=Path)
     grade.add_argument(
@@ -245,6 +264,11 @@ def _run(arguments: argparse.Namespace) -> None:
 
             a = arguments
             bench_ops(a.device, a.json, a.tiny, a.ops, a.models, a.estimate, a.repeats)
+        case "networks":
+            from vtlite.networks import NETWORKS, networks
+
+            networks(arguments.out, arguments.network or NETWORKS)
+            print(f"written: {arguments.out / 'networks.md'} and networks.json")
         case "classroom":
             _classroom(arguments)
 
@@ -273,7 +297,8 @@ def _classroom(arguments: argparse.Namespace) -> None:
         import nbformat  # noqa: F401
     except ImportError as error:
         raise VTError(
-            "the classroom needs nbclient and nbformat; install them with: pip install 'vtlite[classroom]'"
+            "the classroom needs nbclient and nbformat; install them with: pip install"
+            " 'vtlite[classroom]'"
         ) from error
     if arguments.action == "release":
         from vtlite.classroom.release import release

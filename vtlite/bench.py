@@ -47,8 +47,8 @@ EPOCHS = 15
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the table: a method, where its backbone's weights come from, and what else differs
-    from the method's own settings for a small backbone and its own learning rates."""
+    """One line of the table: a method, where its backbone's weights come from, and what else
+    differs from the method's own settings for a small backbone and its own learning rates."""
 
     method: str
     weights: str = "vtlite-tiny"  # "random": the same, untrained; "pixels": no backbone at all
@@ -307,7 +307,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         cells = [f"{100 * m:.1f} ± {100 * s:.1f}" for m, s in row["tasks"].values()]
         lines.append(
-            f"| {row['entry']} | {row['trainable']:,} | {' | '.join(cells)} | **{100 * row['mean']:.1f} ± {100 * row['spread']:.1f}** |"
+            f"| {row['entry']} | {row['trainable']:,} | {' | '.join(cells)} |"
+            f" **{100 * row['mean']:.1f} ± {100 * row['spread']:.1f}** |"
         )
     return "\n".join(lines)
 
@@ -323,8 +324,9 @@ def costs_markdown(rows: list[dict[str, Any]], costs: list[dict[str, Any]]) -> s
     for row in sorted((row for row in rows if row["entry"] in found), key=lambda row: -row["mean"]):
         cost = found[row["entry"]]
         lines.append(
-            f"| {row['entry']} | {100 * row['mean']:.1f} ± {100 * row['spread']:.1f} | {cost['trainable']:,} "
-            f"| {cost['delta_bytes'] / 1024:,.0f} KiB | {cost['step_ratio']:.2f}x | {cost['activation_bytes'] / 2**20:.1f} MiB "
-            f"| {cost['latency_ratio']:.2f}x{'' if cost['merged'] else ' *'} |"
+            f"| {row['entry']} | {100 * row['mean']:.1f} ± {100 * row['spread']:.1f} |"
+            f" {cost['trainable']:,} | {cost['delta_bytes'] / 1024:,.0f} KiB |"
+            f" {cost['step_ratio']:.2f}x | {cost['activation_bytes'] / 2**20:.1f} MiB |"
+            f" {cost['latency_ratio']:.2f}x{'' if cost['merged'] else ' *'} |"
         )
     return "\n".join(lines)

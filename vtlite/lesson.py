@@ -35,6 +35,7 @@ def show_source(obj: Any) -> Markdown:
         ValueError,
     ) as error:  # no source at all, or a file outside the package
         raise VTError(
-            f"expected a class, function or method of vtlite, found {type(obj).__name__} {getattr(obj, '__name__', obj)}; pass the object itself"
+            f"expected a class, function or method of vtlite, found {type(obj).__name__}"
+            f" {getattr(obj, '__name__', obj)}; pass the object itself"
         ) from error
     return Markdown(f"`{name}`\n```python\n{source}```")

@@ -1,7 +1,7 @@
 """What every method is (`Method`), and what comes of it: a tuned model (`Tuned`).
 
-A method is a dataclass of settings. What it learns lives in tensors of the network, so that equality,
-copies, deltas and resuming need nothing of it. Most methods write `attach` alone.
+A method is a dataclass of settings. What it learns lives in tensors of the network, so that
+equality, copies, deltas and resuming need nothing of it. Most methods write `attach` alone.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class Tuned(nn.Module):
         return self.network(inputs)
 
     def train(self, mode: bool = True) -> Tuned:
-        """As in torch, but a module in which nothing trains stays in eval mode: no drop-path or batch
-        statistics in a frozen backbone."""
+        """As in torch, but a module in which nothing trains stays in eval mode: no drop-path or
+        batch statistics in a frozen backbone."""
         super().train(mode)
         for module in self.modules() if mode else ():
             flags = [p.requires_grad for p in module.parameters()]
@@ -112,7 +112,8 @@ class Method:
     """
 
     key: ClassVar[str] = ""
-    # What `fit` uses if not told: best on the validation images of all tasks together (benchmarks/).
+    # What `fit` uses if not told: best on the validation images of all tasks together
+    # (benchmarks/).
     lr: ClassVar[float] = 1e-2
     lrs: ClassVar[tuple[float, ...]] = MIDDLE_LRS  # the benchmark chooses from these
     small: ClassVar[dict[str, Any]] = {}  # settings for a backbone of width 96
@@ -168,9 +169,9 @@ class Method:
     def fit(self, model: Tuned, task: Task, train: Train) -> None:
         """The method's training in the order of its paper.
 
-        `train(model, data)` is the plain loop, to be called once, never or often. `train.once(model,
-        do)` runs whatever else changes the model's tensors; it is not repeated when a training that
-        was stopped goes on.
+        `train(model, data)` is the plain loop, to be called once, never or often.
+        `train.once(model, do)` runs whatever else changes the model's tensors; it is not repeated
+        when a training that was stopped goes on.
         """
         train(model, task.train)
 

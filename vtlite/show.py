@@ -66,7 +66,8 @@ def list_systems(part: str | None = None, as_json: bool = False) -> None:
     counts = {state: sum(status(system) == state for system in found) for state in _MARKS}
     _print(
         *output,
-        f"Implemented: {counts['implemented']}. Planned (*): {counts['planned']}. Described only (~ nearest method): {counts['row']}.",
+        f"Implemented: {counts['implemented']}. Planned (*): {counts['planned']}. Described only (~"
+        f" nearest method): {counts['row']}.",
         "Details: python -m vtlite show NAME",
     )
 
@@ -101,15 +102,19 @@ def show_method(name: str) -> None:
         count = count_on_vit_b16(cls.key)
         facts.add_row(
             "parameters",
-            f"{count:,} on ViT-B/16, without the head"
-            if count is not None
-            else "not counted: needs another backbone",
+            (
+                f"{count:,} on ViT-B/16, without the head"
+                if count is not None
+                else "not counted: needs another backbone"
+            ),
         )
         facts.add_row(
             "at the start",
-            f"differs from the backbone: {cls.starts_elsewhere}"
-            if cls.starts_elsewhere
-            else "equals the backbone",
+            (
+                f"differs from the backbone: {cls.starts_elsewhere}"
+                if cls.starts_elsewhere
+                else "equals the backbone"
+            ),
         )
         facts.add_row(
             "merges",
@@ -178,7 +183,8 @@ def write_between(path: str | Path, name: str, table: str) -> None:
     text = Path(path).read_text(encoding="utf-8")
     if not (text.count(begin) == text.count(end) == 1 and text.index(begin) < text.index(end)):
         raise VTError(
-            f"expected one {begin} and one {end} after it in {path}, found another arrangement; put them where the table belongs"
+            f"expected one {begin} and one {end} after it in {path}, found another arrangement; put"
+            " them where the table belongs"
         )
     before, rest = text.split(begin)
     after = rest.split(end)[1]

@@ -43,7 +43,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if not path.parent.is_dir():
         raise VTError(
-            f"expected an existing folder to write {path.name} into, found no {path.parent}; create it first"
+            f"expected an existing folder to write {path.name} into, found no {path.parent}; create"
+            " it first"
         )
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -58,7 +59,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise VTError(
-            f"could not write {path}: {error.strerror or error}; the file that was there before is unchanged"
+            f"could not write {path}: {error.strerror or error}; the file that was there before is"
+            " unchanged"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -102,11 +104,13 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, object]
             (b"PK", b"\x80")
         ):  # asked only now, because a safetensors file may begin with any byte: it is a length
             raise VTError(
-                f"{path} is a pickled PyTorch checkpoint, and unpickling can run foreign code; "
-                "convert it with safetensors.torch.save_file(torch.load(path, weights_only=True), new_path)"
+                f"{path} is a pickled PyTorch checkpoint, and unpickling can run foreign code;"
+                " convert it with safetensors.torch.save_file(torch.load(path, weights_only=True),"
+                " new_path)"
             ) from error
         raise VTError(
-            f"{path} is not a whole safetensors file ({error}); it is truncated or damaged, so fetch or save it again"
+            f"{path} is not a whole safetensors file ({error}); it is truncated or damaged, so"
+            " fetch or save it again"
         ) from error
     return tensors, {key: _from_json(value) for key, value in raw.items()}
 

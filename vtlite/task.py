@@ -1,7 +1,7 @@
 """What is asked of a network: a `Task`, one subclass for each kind of answer.
 
-A task has images (or clips) with their targets in three splits, and answers four questions that only
-the kind of answer decides: which features of a backbone it reads, what head turns them into an
+A task has images (or clips) with their targets in three splits, and answers four questions that
+only the kind of answer decides: which features of a backbone it reads, what head turns them into an
 answer, what the loss of an answer is, and how good the answers to a whole split are.
 """
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.backbones.base import feature_maps, features
+from vtlite.backbones.base import about, feature_maps, features
 from vtlite.ops.cross_entropy import cross_entropy
 from vtlite.storage import VTError
 
@@ -101,7 +101,7 @@ class Classification(Task):
     is_classifier = True
 
     def head(self, backbone: Any) -> nn.Module:
-        return nn.Linear(backbone.num_features, self.num_classes)
+        return nn.Linear(about(backbone).num_features, self.num_classes)
 
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(answers, targets)
@@ -121,13 +121,14 @@ class MultiLabel(Task):
     is_classifier = True
 
     def head(self, backbone: Any) -> nn.Module:
-        return nn.Linear(backbone.num_features, self.num_classes)
+        return nn.Linear(about(backbone).num_features, self.num_classes)
 
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(answers, targets.to(answers.dtype))
 
     def score(self, answers: Tensor, targets: Tensor) -> dict[str, float]:
-        """mAP: average precision over the ranked images, the mean over classes; exact: all right."""
+        """mAP: average precision over the ranked images, the mean over classes; exact: all
+        right."""
         order = answers.argsort(dim=0, descending=True)
         hits = targets.double().gather(0, order)  # [N, classes], the most confident images first
         ranks = torch.arange(1, len(hits) + 1, device=hits.device)[:, None]
@@ -146,7 +147,8 @@ class MultiLabel(Task):
 
 
 class PatchDecoder(nn.Module):
-    """Each place of a map answers for a square of pixels: [B, D, h, w] -> [B, classes, r h, r w]."""
+    """Each place of a map answers for a square of pixels: [B, D, h, w] -> [B, classes, r h, r
+    w]."""
 
     def __init__(self, dim: int, num_classes: int, upsample: int) -> None:
         super().__init__()
@@ -159,8 +161,8 @@ class PatchDecoder(nn.Module):
 
 @dataclass(frozen=True)
 class Segmentation(Task):
-    """One of `classes` for each pixel: targets are masks [B, H, W], answers logits [B, classes, h, w]
-    that are resized to the mask."""
+    """One of `classes` for each pixel: targets are masks [B, H, W], answers logits [B, classes, h,
+    w] that are resized to the mask."""
 
     metric = "mIoU"
 
@@ -171,13 +173,14 @@ class Segmentation(Task):
         return feature_maps(backbone, inputs)
 
     def head(self, backbone: Any) -> nn.Module:
-        return PatchDecoder(backbone.num_features, self.num_classes, self.upsample)
+        return PatchDecoder(about(backbone).map_features, self.num_classes, self.upsample)
 
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(self.resized(answers, targets), targets)
 
     def score(self, answers: Tensor, targets: Tensor) -> dict[str, float]:
-        """mIoU: intersection over union, the mean over the classes that occur; pixels: right ones."""
+        """mIoU: intersection over union, the mean over the classes that occur; pixels: right
+        ones."""
         found = self.resized(answers, targets).argmax(dim=1)
         each = torch.arange(self.num_classes, device=found.device).view(-1, 1, 1, 1)
         here, there = found == each, targets == each  # [classes, N, H, W]

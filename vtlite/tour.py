@@ -132,7 +132,9 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
     """The rows as a table for the terminal; a latency with a star is that of an unmerged model."""
     result = Table(
         title=title,
-        caption="latency: relative to the untouched backbone; * cannot be merged, measured as tuned",
+        caption=(
+            "latency: relative to the untouched backbone; * cannot be merged, measured as tuned"
+        ),
         caption_justify="left",
     )
     for i, (heading, _) in enumerate(COLUMNS.values()):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from vtlite.backbones.base import outside, pixels_of
 from vtlite.journal import Journal
 from vtlite.method import Tuned, short
 from vtlite.storage import VTError
@@ -67,6 +69,7 @@ def fit(
         )
     task = _with_data(model.task, train, val)
     _expect_items(task.train, "training")
+    _warn_of_pixels(model, task.train)
     lr = model.method.lr if lr is None else lr
     if epochs < 1 or batch_size < 1 or not lr > 0:
         raise VTError(
@@ -105,6 +108,20 @@ def fit(
     model.network, model.method = trial.network.eval(), trial.method
     model.eval()
     return loop.history_of(trial)
+
+
+def _warn_of_pixels(model: Tuned, train: Any) -> None:
+    """Say so if some of the images are far outside the range that the backbone was trained on."""
+    backbone = getattr(model.network, "backbone", None)
+    if backbone is None:
+        return
+    with torch.random.fork_rng(devices=[]):  # an item may draw its augmentation
+        items = [train[i][0] for i in range(0, len(train), max(1, len(train) // 8))]
+    images = [x for x in items if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
+    for image in images:
+        if image.isfinite().all() and (why := outside(pixels_of(backbone), image)):
+            warnings.warn(why, stacklevel=3)
+            return
 
 
 def lazy_copy(model: Tuned) -> Tuned:
@@ -296,8 +313,8 @@ def _backbone_is_frozen(model: Tuned) -> bool:
 
 
 def parameter_groups(model: Tuned, weight_decay: float) -> list[dict[str, Any]]:
-    """The method's groups for the optimiser, each with its "scale" and split in two: weight decay on
-    matrices only, none on biases, norms, scales, positions and the class token."""
+    """The method's groups for the optimiser, each with its "scale" and split in two: weight decay
+    on matrices only, none on biases, norms, scales, positions and the class token."""
     names = {id(p): name for name, p in model.named_parameters()}
 
     def decays(p: nn.Parameter) -> bool:
@@ -316,8 +333,8 @@ def parameter_groups(model: Tuned, weight_decay: float) -> list[dict[str, Any]]:
 def evaluate(
     model: nn.Module, data: Dataset[Any], batch_size: int = 200, task: Task | None = None
 ) -> dict[str, float]:
-    """The task's scores (accuracy in [0, 1]) and mean loss of any model that answers it, in eval mode
-    -> {"accuracy", "loss"}.
+    """The task's scores (accuracy in [0, 1]) and mean loss of any model that answers it, in eval
+    mode -> {"accuracy", "loss"}.
 
     The task is the model's own; of a model without one, images to logits are taken for a
     classification. Raises `VTError` for an empty data set or targets out of range.

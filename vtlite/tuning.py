@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtlite.backbones.base import HEADS, about
+from vtlite.backbones.base import HEADS, about, features
 from vtlite.method import Backbone, Method, Predictor, Tuned, make_method, short
 from vtlite.storage import VTError, load_tensors, save_tensors
 from vtlite.task import Classification, Task
@@ -33,8 +33,8 @@ def tune(
     num_classes: int | None = None,
     **settings: Any,
 ) -> Tuned:
-    """Build a method's network for a task from a copy of `backbone`; the backbone passed in stays as
-    it was.
+    """Build a method's network for a task from a copy of `backbone`; the backbone passed in stays
+    as it was.
 
     `backbone` is one of ours or timm's, `method` a name ("lora", "parameter/weight/lora") with its
     `settings`, or a method object. `task` is what `load_task` gives or, for a classification of
@@ -52,13 +52,55 @@ def tune(
     with torch.inference_mode(False), torch.enable_grad():  # a parameter made there could not train
         backbone = copy.deepcopy(backbone).requires_grad_(False)
         backbone.reset_classifier(0)
+        about(backbone).prepare()
+        trial = _Trial(backbone, method)
         print_, like = fingerprint(backbone), next(backbone.parameters())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             with like.device:  # new parameters are made where the backbone lives ...
                 network = method.build(backbone, task)
-        model = Tuned(network, method, task, print_)
-        return model.to(like.dtype).eval()  # ... and in its precision
+        model = Tuned(network, method, task, print_).to(like.dtype).eval()  # ... in its precision
+        trial.expect_to_run(model)
+        return model
+
+
+class _Trial:
+    """Two images and what a backbone that is not ours makes of them, so that a change which it
+    doesn't bear is refused at once, and not a traceback later."""
+
+    def __init__(self, backbone: Backbone, method: Method) -> None:
+        self.name = type(backbone).__name__
+        self.method, self.images = method, about(backbone).sample()
+        self.before = self.answers(backbone)
+
+    @torch.no_grad()
+    def answers(self, backbone: Backbone) -> Any:
+        return None if self.images is None else features(backbone, self.images)
+
+    def expect_to_run(self, model: Tuned) -> None:
+        """Raise `VTError` if the tuned model fails, or starts elsewhere than it should."""
+        if self.images is None or not hasattr(model.network, "backbone"):
+            return
+        try:
+            now = self.answers(model.backbone)
+        except VTError:
+            raise
+        except Exception as error:  # foreign code may raise anything
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        else:
+            if self.method.starts_elsewhere or _near(now, self.before, 1e-2):
+                return
+            reason = "it would not start as the backbone"
+        raise VTError(
+            f"{short(self.method.key)}: expected a network that bears its change, found "
+            f"{self.name}, where it fails ({reason}); "
+            "choose another method, python -m vtlite networks says which ones work"
+        )
+
+
+def _near(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Whether two results are the same but for rounding, measured by the largest value."""
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 def _as_task(task: Task | int | None, num_classes: int | None) -> Task:
@@ -103,7 +145,26 @@ def merge(model: Tuned) -> nn.Module:
             "use the tuned model as it is"
         )
     plain = _with_head(merged_backbone(model), model.head, model.task)
-    return plain.to(next(model.parameters())).eval()
+    plain = plain.to(next(model.parameters())).eval()
+    _expect_same(model, plain)
+    return plain
+
+
+def _expect_same(model: Tuned, plain: Any) -> None:
+    """Raise `VTError` if a network that is not ours answers otherwise after merging, on two
+    images."""
+    images = about(getattr(plain, "backbone", plain)).sample()
+    if images is None or not model.task.is_classifier:
+        return
+    training = model.training
+    before, after = model.eval()(images), plain(images)
+    model.train(training)
+    exact = images.dtype in (torch.float32, torch.float64)
+    if isinstance(after, Tensor) and not _near(after, before, 1e-3 if exact else 0.1):
+        raise VTError(
+            f"{short(model.method.key)} cannot be merged into this {type(plain).__name__}, which "
+            "answers otherwise with the change in its weights; use the tuned model as it is"
+        )
 
 
 @torch.no_grad()
@@ -151,7 +212,8 @@ def fingerprint(backbone: nn.Module) -> str:
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training may change, by name: the parameters that require a gradient, and the buffers."""
+    """What training may change, by name: the parameters that require a gradient, and the
+    buffers."""
     state: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     # A norm of which nothing trains stays in eval mode, and so do its statistics.
     owners = {name.rpartition(".")[0] for name in state}
@@ -221,7 +283,7 @@ def load_delta(model: Tuned | Backbone, path: str | Path) -> Tuned:
     with torch.no_grad():
         for name, tensor in tensors.items():
             state[name].copy_(tensor)
-    return model
+    return model.train(model.training)  # a network that keeps values of its old tensors drops them
 
 
 def _tuned_like(backbone: Backbone, metadata: dict[str, Any]) -> Tuned:

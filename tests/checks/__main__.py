@@ -33,7 +33,8 @@ def main() -> int:
             )
             fine = sum(verdict(check, answer) == "passed" for answer in bank.RIGHT[name])
             print(
-                f"{bank.NOTEBOOK} {name:20} wrong answers rejected and named: {found:2} of {len(cases):2}   right answers passed: {fine}"
+                f"{bank.NOTEBOOK} {name:20} wrong answers rejected and named: {found:2} of"
+                f" {len(cases):2}   right answers passed: {fine}"
             )
             killed, wrong, spared, right = (
                 killed + found,
@@ -42,7 +43,8 @@ def main() -> int:
                 right + len(bank.RIGHT[name]),
             )
     print(
-        f"kill rate of the checks: {killed} of {wrong} wrong answers ({killed / wrong:.0%}); {spared} of {right} right answers pass"
+        f"kill rate of the checks: {killed} of {wrong} wrong answers ({killed / wrong:.0%});"
+        f" {spared} of {right} right answers pass"
     )
     return int(killed < wrong or spared < right)
 

@@ -65,13 +65,19 @@ CLASS: dict[str, list[str]] = {
     "syntax": [SETUP, "def layerwise_lrs(a, b, c, d)\n    return {}", PENALTY],
     "liar": [
         SETUP,
-        "def layerwise_lrs(*a):\n    print('layerwise_lrs: 3 checks passed: everything')\n    return {}",
+        (
+            "def layerwise_lrs(*a):\n    print('layerwise_lrs: 3 checks passed: everything')\n   "
+            " return {}"
+        ),
         "print('passed')",
         PENALTY,
     ],
     "replacer": [
         SETUP,
-        "check.layerwise_lrs = lambda f: print('passed')\ntorch.isclose = lambda *a, **k: torch.ones(1, dtype=bool)",
+        (
+            "check.layerwise_lrs = lambda f: print('passed')\ntorch.isclose = lambda *a, **k:"
+            " torch.ones(1, dtype=bool)"
+        ),
         "def layerwise_lrs(*a):\n    return {}\ncheck.layerwise_lrs(layerwise_lrs)",
         PENALTY.replace("/ 2", ""),
     ],

@@ -100,8 +100,14 @@ def test_unbalanced_markers_are_an_error(code: str) -> None:
 
 
 def test_stubs_keep_indentation_and_what_is_not_marked() -> None:
-    code = "def f(x: int) -> int:\n    y = 1\n    ### BEGIN SOLUTION\n    z = 2\n    ### END SOLUTION\n    return y\ncheck.f(f)"
-    expected = 'def f(x: int) -> int:\n    y = 1\n    raise NotImplementedError("Exercise 3.1: f is yours to write")\n    return y\ncheck.f(f)'
+    code = (
+        "def f(x: int) -> int:\n    y = 1\n    ### BEGIN SOLUTION\n    z = 2\n    ### END"
+        " SOLUTION\n    return y\ncheck.f(f)"
+    )
+    expected = (
+        'def f(x: int) -> int:\n    y = 1\n    raise NotImplementedError("Exercise 3.1: f is yours'
+        ' to write")\n    return y\ncheck.f(f)'
+    )
     assert replace_solutions(code, "exercise-3-1", Path("x.ipynb")) == expected
 
 

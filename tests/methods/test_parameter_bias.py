@@ -26,7 +26,7 @@ D = 24  # the width of make_tiny
 
 
 # BitFit
-# -----------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("subset", "moving"),
     [
@@ -90,7 +90,7 @@ def test_a_subset_names_layers_that_have_a_bias() -> None:
 
 
 # AdapterBias
-# ------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def test_adapterbias_adds_a_vector_by_as_much_as_each_token_asks_for() -> None:
     model, state, images = example("adapterbias")
     w, c, v = (added(model, suffix) for suffix in ("alpha.weight", "alpha.bias", "vector"))
@@ -119,7 +119,7 @@ def test_adapterbias_can_train_the_norms_before_the_mlps() -> None:
 
 
 # Side-tuning
-# ------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def test_side_tuning_blends_two_vits() -> None:
     model, state, images = example("side_tuning")
     side, a = model.backbone.side.state_dict(), model.backbone.alpha.item()
@@ -193,7 +193,7 @@ def test_alexnet_refuses_what_its_pooling_or_its_first_layer_cannot_take() -> No
 
 
 # DP-BiTFiT
-# --------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def private(backbone: nn.Module | None = None, **settings: Any) -> vt.Tuned:
     return vt.tune(backbone or make_tiny(), "dp_bitfit", 3, **{"noise_multiplier": 0.0, **settings})
 
@@ -328,7 +328,7 @@ def test_dp_bitfit_refuses_settings_out_of_range(wrong: dict[str, Any]) -> None:
 
 
 # The accountant
-# ---------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 MNIST = {"sample_rate": 256 / 60000, "steps": 14_062, "delta": 1e-5}
 
 

@@ -35,7 +35,7 @@ def kron_sum(A: Tensor, B: Tensor) -> Tensor:
 
 
 # KronA
-# ------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("targets", ["qv", "k"])
 def test_krona_is_a_vit_with_a_kronecker_product_added_to_each_projection(targets: str) -> None:
     model, state, images = moved("krona", scale=0.7, targets=targets)
@@ -122,7 +122,7 @@ def test_krona_equals_peft_lokr() -> None:
 
 
 # KAdaptation
-# ------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("rank", [1, 2])
 def test_kadaptation_adds_a_sum_of_kronecker_products_and_a_bias(rank: int) -> None:
     model, state, images = moved("kadaptation", n=4, rank=rank, scale=0.7)
@@ -154,7 +154,7 @@ def test_kadaptation_refuses_a_number_that_does_not_divide_the_width() -> None:
 
 
 # PHM adapter and Compacter
-# ----------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def adapters_by_torch_kron(model: vt.Tuned, state: dict[str, Tensor]) -> Any:
     """What each adapted layer does to its output, in the (in, out) order of the papers: y = x W
     with W = sum_i A_i^T (x) B_i^T."""

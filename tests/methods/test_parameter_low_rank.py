@@ -43,7 +43,7 @@ def double_batch(count: int = 4) -> tuple[Tensor, Tensor]:
 
 
 # LoRA
-# -------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def test_lora_without_targets_gives_the_fused_matrix_one_update() -> None:
     model, state = (
         moved(make_tiny(), "lora", rank=3, alpha=6.0, targets="", layers=("qkv",)),
@@ -117,7 +117,7 @@ def test_lora_convolution_refuses_a_rank_without_room() -> None:
 
 
 # MoSA
-# -------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def test_mosa_changes_the_patch_embedding_of_a_vit() -> None:
     model, state, images = example("mosa")
     (A,), (B,) = added(model, "lora_A"), added(model, "lora_B")
@@ -155,7 +155,7 @@ def test_mosa_changes_the_stem_of_a_hybrid_and_nothing_else() -> None:
 
 
 # FacT and Aurora
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def core(layer: Any, name: str, s: int) -> Tensor:
     """The core [R, R] of slice s by its definition, entry by entry."""
     R = range(layer.U.shape[1])
@@ -230,7 +230,7 @@ def test_fact_refuses_a_rank_without_room_and_starts_as_the_original() -> None:
 
 
 # VeRA
-# -------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def test_vera_scales_the_rows_of_two_matrices_that_all_layers_share() -> None:
     model, state, images = example("vera")
     layers = [block.attn.qkv for block in model.backbone.blocks]
@@ -294,7 +294,7 @@ def test_vera_equals_peft() -> None:
         nn.Parameter(m["default"].clone(), requires_grad=False)
         for m in (layer.vera_A, layer.vera_B)
     )
-    ours = VeRALinear(base, A, B, d_initial=0.1)
+    ours = VeRALinear(base, len(A), A, B, d_initial=0.1)
     with torch.no_grad():
         for mine, other in (
             (ours.d, layer.vera_lambda_d["default"]),
@@ -323,7 +323,7 @@ def same_outputs_and_gradients(
 
 
 # DoRA
-# -------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def test_dora_gives_rows_a_length_and_a_direction() -> None:
     model, state, images = example("dora")
     for i, block in enumerate(model.backbone.blocks):
@@ -366,7 +366,7 @@ def test_dora_without_a_bias() -> None:
 
 
 # DyLoRA
-# -----------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 RANKS = 3
 
 

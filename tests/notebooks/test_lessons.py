@@ -12,7 +12,8 @@ import pytest
 LESSONS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
 # Numbers in prose that are facts from elsewhere, not results: citations, or the protocol's own.
 CITED = re.compile(
-    r"arXiv[: ]\d{4}\.\d{4,5}|abs/\d{4}\.\d{4,5}|sections? \d(\.\d)?( to \d(\.\d)?)?|^#+ \d(\.\d)?|\bPython 3\.\d+|torch(>=| )\d\.\d+",
+    r"arXiv[: ]\d{4}\.\d{4,5}|abs/\d{4}\.\d{4,5}|sections? \d(\.\d)?( to \d(\.\d)?)?|^#+"
+    r" \d(\.\d)?|\bPython 3\.\d+|torch(>=| )\d\.\d+",
     re.IGNORECASE | re.MULTILINE,
 )
 

@@ -95,7 +95,8 @@ def _recorded(found: dict[str, Launch]) -> Iterator[None]:
             {k: kwargs[k] for k in OPTIONS if k in kwargs},
         )
         found.setdefault(
-            f"{launch.kernel} {launch.source.signature} {launch.source.constants} {launch.source.attrs}",
+            f"{launch.kernel} {launch.source.signature} {launch.source.constants}"
+            f" {launch.source.attrs}",
             launch,
         )
 

@@ -158,7 +158,7 @@ def works_under_autocast(case: Case, shape: str) -> None:
 
 
 # Helpers
-# ----------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def tensors(inputs: Inputs) -> list[Tensor]:
     return [t for t in inputs if isinstance(t, Tensor)]
 
@@ -170,9 +170,11 @@ def leaves(inputs: Inputs) -> list[Tensor]:
 def changed(inputs: Inputs, change: Callable[[Tensor], Tensor], grad: bool = True) -> Inputs:
     """The same arguments with every floating-point tensor changed, as new leaves."""
     return tuple(
-        change(t.detach()).requires_grad_(t.requires_grad and grad)
-        if isinstance(t, Tensor) and t.is_floating_point()
-        else t
+        (
+            change(t.detach()).requires_grad_(t.requires_grad and grad)
+            if isinstance(t, Tensor) and t.is_floating_point()
+            else t
+        )
         for t in inputs
     )
 

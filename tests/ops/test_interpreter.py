@@ -65,7 +65,10 @@ def test_kernels_in_the_interpreter() -> None:
 def test_an_interpreter_that_would_fail_is_not_used(
     version: str, interpret: str, used: bool
 ) -> None:
-    code = f"import triton; triton.__version__ = {version!r}; from vtlite.ops._launch import INTERPRET, triton; print(triton is not None, INTERPRET)"
+    code = (
+        f"import triton; triton.__version__ = {version!r}; from vtlite.ops._launch import"
+        " INTERPRET, triton; print(triton is not None, INTERPRET)"
+    )
     done = python("-c", code, TRITON_INTERPRET=interpret)
     assert done.stdout == f"{used} {used and interpret == '1'}\n", done.stderr[-2000:]
 

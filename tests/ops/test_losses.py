@@ -68,7 +68,10 @@ def test_cross_entropy_of_a_label_that_is_no_class() -> None:
 def test_cross_entropy_refuses_what_it_cannot_do() -> None:
     with pytest.raises(
         VTError,
-        match=r"expected a class number of type long for each row of logits, \[2\], found \[2, 3\] of torch.float64",
+        match=(
+            r"expected a class number of type long for each row of logits, \[2\], found \[2, 3\] of"
+            r" torch.float64"
+        ),
     ):
         cross_entropy(logits(2, 3), logits(2, 3))
     with pytest.raises(VTError, match=r"expected label_smoothing in \[0, 1\], found 1.5"):

@@ -143,7 +143,7 @@ def test_refuses_what_does_not_fit() -> None:
 
 
 # In VPT-deep
-# ------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def prompted(backbone: nn.Module) -> tuple[vt.Tuned, vt.Tuned]:
     """With shared prompts, and as one usually writes it."""
     ours = vt.tune(backbone, "vpt_deep", num_classes=3, num_prompts=6).train()

@@ -112,7 +112,8 @@ def load_backbone(
     `name_or_path` is an embedded checkpoint (`"vtlite-tiny"`), a safetensors file with timm's
     names, or `"timm:NAME"`, which downloads timm's weights and, where the architecture is one of
     ours, loads them into our code. A file that does not say its number of heads is taken to have
-    heads of width 64, as all published ViTs have; pass `num_heads` otherwise. A file of two towers
+    heads of width 64, except where published ViTs of its width differ (384, or above 1024) and
+    `num_heads` is asked for. A file of two towers
     (`"vtlite-clip"`, or a published CLIP with open_clip's names) gives a `CLIP`; `quick_gelu=True`
     belongs to OpenAI's weights, which do not say so themselves. Raises `VTError` for an unknown
     name, an unreadable file, foreign shapes, or a missing network.
@@ -193,19 +194,24 @@ def _from_tensors(
         backbone = (
             _swin_like(tensors)
             if swin
-            else _resnet_like(tensors)
-            if resnet
-            else _clip_like(tensors, num_heads, source, quick_gelu)
-            if clip
-            else _vit_like(tensors, num_heads, source, quick_gelu)
+            else (
+                _resnet_like(tensors, source)
+                if resnet
+                else (
+                    _clip_like(tensors, num_heads, source, quick_gelu)
+                    if clip
+                    else _vit_like(tensors, num_heads, source, quick_gelu)
+                )
+            )
         )
     expected = {key: tuple(t.shape) for key, t in backbone.state_dict().items()}
     found = {key: tuple(t.shape) for key, t in tensors.items()}
     for key in sorted(expected.keys() | found.keys()):
         if expected.get(key) != found.get(key):
             raise VTError(
-                f"{source} does not fit a {type(backbone).__name__}: expected {key} of shape {expected.get(key, 'nothing')}, "
-                f"found {found.get(key, 'nothing')}; it is damaged or of another architecture"
+                f"{source} does not fit a {type(backbone).__name__}: expected {key} of shape"
+                f" {expected.get(key, 'nothing')}, found {found.get(key, 'nothing')}; it is damaged"
+                " or of another architecture"
             )
     backbone.load_state_dict(tensors, assign=True)
     return backbone
@@ -219,7 +225,12 @@ def _count(tensors: dict[str, Tensor], prefix: str) -> int:
     )
 
 
-def _resnet_like(tensors: dict[str, Tensor]) -> ResNet:
+def _resnet_like(tensors: dict[str, Tensor], source: Path | str) -> ResNet:
+    if "conv1.weight" not in tensors:
+        raise VTError(
+            f"expected a ResNet with a stem of one convolution, found another in {source}; "
+            "load it with timm, e.g. timm:resnet26d"
+        )
     width, channels, kernel, _ = tensors["conv1.weight"].shape
     depths = tuple(max(1, _count(tensors, f"layer{i}.")) for i in (1, 2, 3, 4))
     return ResNet(
@@ -297,9 +308,14 @@ def _vit_like(
             "a state dict from another library has to be renamed first"
         )
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
-    if width % (num_heads or 64):
+    # Published heads are 64 wide, but not of these widths: DeiT-S has 6 and MoCo v3's ViT-S 12,
+    # ViT-H 16 or 20, ViT-g and SigLIP's So400m 16.
+    differs = width == 384 or width > 1024
+    if width % (num_heads or 64) or (differs and not num_heads):
+        why = "which differs between networks of this width" if differs else "and 64 does not"
         raise VTError(
-            f"expected heads that divide the width {width} of {source}, found {num_heads or 'no number, and 64 does not'}; pass num_heads=..."
+            f"expected heads that divide the width {width} of {source}, "
+            f"found {num_heads or f'no number, {why}'}; pass num_heads=..."
         )
     distilled, stem = "dist_token" in tensors, _count(tensors, "patch_embed.backbone.")
     if stem:
@@ -342,8 +358,9 @@ def _load_timm(name: str) -> Any:  # timm has no types
         Exception
     ) as error:  # the hub client raises many types, all of which mean the same to the user
         raise VTError(
-            f"could not get the weights of timm model {name!r} ({type(error).__name__}): check the network, "
-            'or use an embedded backbone such as "vtlite-tiny" or a local .safetensors file'
+            f"could not get the weights of timm model {name!r} ({type(error).__name__}): check the"
+            ' network, or use an embedded backbone such as "vtlite-tiny" or a local .safetensors'
+            " file"
         ) from error
     if name.partition(".")[0] in ARCHITECTURES:
         heads = model.blocks[0].attn.num_heads if hasattr(model, "blocks") else None

@@ -43,7 +43,8 @@ class HybridEmbed(PatchEmbed):
         left = patch_size // 2 ** len(channels)
         if not channels or left * 2 ** len(channels) != patch_size:
             raise VTError(
-                f"expected a patch size that {len(channels)} halvings divide, found {patch_size}; give the stem other channels"
+                f"expected a patch size that {len(channels)} halvings divide, found {patch_size};"
+                " give the stem other channels"
             )
         super().__init__(img_size, patch_size, in_chans, embed_dim)
         del (

@@ -96,7 +96,8 @@ class ResNet(VisionBackbone):
         super().__init__()
         if len(depths) != 4 or min(depths) < 1:
             raise VTError(
-                f"expected depths of four stages with at least one block each, found {tuple(depths)}"
+                "expected depths of four stages with at least one block each, found"
+                f" {tuple(depths)}"
             )
         block = Bottleneck if bottleneck else BasicBlock
         self.in_chans = in_chans

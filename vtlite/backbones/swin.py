@@ -154,7 +154,8 @@ class SwinStage(nn.Module):
         )  # one window needs no shift
         if resolution % window:
             raise VTError(
-                f"expected a map of {resolution} x {resolution} tokens to hold whole windows of {window}; choose another image size"
+                f"expected a map of {resolution} x {resolution} tokens to hold whole windows of"
+                f" {window}; choose another image size"
             )
         shifts = (0 if i % 2 == 0 else half for i in range(depth))
         self.blocks = nn.Sequential(

@@ -46,7 +46,8 @@ class PatchEmbed(nn.Module):
         super().__init__()
         if img_size % patch_size:
             raise VTError(
-                f"expected an image size that is a multiple of the patch size {patch_size}, found {img_size}; choose another of the two"
+                f"expected an image size that is a multiple of the patch size {patch_size}, found"
+                f" {img_size}; choose another of the two"
             )
         self.img_size, self.patch_size, self.in_chans = (
             (img_size, img_size),
@@ -71,7 +72,8 @@ class Attention(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise VTError(
-                f"expected a width that is a multiple of the number of heads, found width {dim} and {num_heads} heads"
+                f"expected a width that is a multiple of the number of heads, found width {dim} and"
+                f" {num_heads} heads"
             )
         self.num_heads, self.head_dim, self.causal = num_heads, dim // num_heads, causal
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)

@@ -53,7 +53,8 @@ def bench_ops(
         raise unknown("device", device, ("cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available() and not estimated:
         raise VTError(
-            "expected a CUDA GPU for --device cuda, found none; use --device cpu, or --estimate, which runs nothing"
+            "expected a CUDA GPU for --device cuda, found none; use --device cpu, or --estimate,"
+            " which runs nothing"
         )
     if repeats is not None and repeats < 1:
         raise VTError(
@@ -65,14 +66,17 @@ def bench_ops(
             raise unknown("operation", name, OPERATIONS)
     if path is not None and not path.parent.is_dir():
         raise VTError(
-            f"expected an existing folder to write {path.name} into, found no {path.parent}; create it first"
+            f"expected an existing folder to write {path.name} into, found no {path.parent}; create"
+            " it first"
         )
     sizes = (
         TINY
         if tiny
-        else SIZES
-        if device == "cuda" or estimated
-        else {k: replace(z, batch=4, rows=64) for k, z in SIZES.items()}
+        else (
+            SIZES
+            if device == "cuda" or estimated
+            else {k: replace(z, batch=4, rows=64) for k, z in SIZES.items()}
+        )
     )
     result: dict[str, Any] = {
         "sizes": {name: asdict(size) for name, size in sizes.items()},
@@ -96,7 +100,8 @@ def bench_ops(
     else:
         limits = machine(device, torch.bfloat16 if device == "cuda" else torch.float32, tiny)
         print(
-            f"{limits.name}: {limits.bandwidth / 1e9:,.0f} GB/s, {limits.flops / 1e12:,.2f} Tflop/s ({limits.source})\n\n{HEADER}"
+            f"{limits.name}: {limits.bandwidth / 1e9:,.0f} GB/s, {limits.flops / 1e12:,.2f} Tflop/s"
+            f" ({limits.source})\n\n{HEADER}"
         )
         result |= {
             "kind": "measurement",

@@ -10,8 +10,8 @@ Row = dict[str, Any]
 
 
 HEADER = (
-    "| operation | size | pass | plain, ms | compile | ours | of the limit | memory: plain | compile | ours |\n"
-    "|---|---|---|---:|---:|---:|---:|---:|---:|---:|"
+    "| operation | size | pass | plain, ms | compile | ours | of the limit | memory: plain |"
+    " compile | ours |\n|---|---|---|---:|---:|---:|---:|---:|---:|---:|"
 )
 
 
@@ -39,17 +39,27 @@ def model_line(row: Row) -> str:
 
 def estimate_table(rows: list[Row], limits: Machine) -> str:
     lines = [
-        f"An estimate for {limits.name} ({limits.source}: {limits.bandwidth / 1e12:.2f} TB/s, {limits.flops / 1e12:.0f} Tflop/s), forward and",
-        "backward: bytes are counted, each kernel reading and writing once; nothing was run. `ceiling` is the speed-up of a perfect kernel.\n",
-        "| operation | size | kernels: plain | ours | bytes moved: plain | ours | least | kept: plain | ours | Gflop | ceiling |",
+        (
+            f"An estimate for {limits.name} ({limits.source}: {limits.bandwidth / 1e12:.2f} TB/s,"
+            f" {limits.flops / 1e12:.0f} Tflop/s), forward and"
+        ),
+        (
+            "backward: bytes are counted, each kernel reading and writing once; nothing was run."
+            " `ceiling` is the speed-up of a perfect kernel.\n"
+        ),
+        (
+            "| operation | size | kernels: plain | ours | bytes moved: plain | ours | least | kept:"
+            " plain | ours | Gflop | ceiling |"
+        ),
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         plain, ours = row["plain"], row["ours"]
         lines.append(
-            f"| {row['operation']} | {row['size']} | {plain['kernels']} | {ours['kernels']} | {mb(plain['bytes'])} | {mb(ours['bytes'])} "
-            f"| {mb(row['least_bytes'])} | {mb(plain['kept_bytes'])} | {mb(ours['kept_bytes'])} "
-            f"| {row['flops'] / 1e9:.1f} | {row['ceiling']:.1f}x |"
+            f"| {row['operation']} | {row['size']} | {plain['kernels']} | {ours['kernels']} |"
+            f" {mb(plain['bytes'])} | {mb(ours['bytes'])} | {mb(row['least_bytes'])} |"
+            f" {mb(plain['kept_bytes'])} | {mb(ours['kept_bytes'])} | {row['flops'] / 1e9:.1f} |"
+            f" {row['ceiling']:.1f}x |"
         )
     return "\n".join(lines)
 

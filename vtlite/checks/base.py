@@ -87,7 +87,10 @@ def _difference(found: Any, expected: Any, tolerance: float) -> str:
     if bool(near.all()):
         return ""
     place = tuple((~near).nonzero()[0].tolist())
-    return f"first difference at {list(place)}: expected {b[place].item():.6g}, found {a[place].item():.6g} (shape {list(b.shape)})"
+    return (
+        f"first difference at {list(place)}: expected {b[place].item():.6g}, found"
+        f" {a[place].item():.6g} (shape {list(b.shape)})"
+    )
 
 
 def _dict_difference(found: Any, expected: dict[Any, Any], tolerance: float) -> str:
@@ -98,7 +101,10 @@ def _dict_difference(found: Any, expected: dict[Any, Any], tolerance: float) -> 
             sorted(expected.keys() - found.keys()),
             sorted(found.keys() - expected.keys()),
         )
-        return f"expected the keys {sorted(expected)}, found {f'no {missing[0]!r}' if missing else f'also {extra[0]!r}'}"
+        return (
+            f"expected the keys {sorted(expected)}, found"
+            f" {f'no {missing[0]!r}' if missing else f'also {extra[0]!r}'}"
+        )
     for key, value in expected.items():
         if difference := _difference(found[key], value, tolerance):
             return f"{key!r}: {difference}"
@@ -158,6 +164,7 @@ def stays_small(
         student(*arguments.values())
     expect(
         math.prod(largest.shape) < limit,
-        f"expected no tensor of {limit} numbers or more on the way, found one of shape {largest.shape}",
+        f"expected no tensor of {limit} numbers or more on the way, found one of shape"
+        f" {largest.shape}",
         likely,
     )

@@ -19,7 +19,7 @@ _Three = tuple[Tensor, Tensor, Tensor]
 
 
 # What the three gradients share
-# -----------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def _by_hand(
     student: _Function, arguments: dict[str, Any], likes: dict[str, str]
 ) -> dict[str, Tensor]:
@@ -44,7 +44,8 @@ def _by_hand(
     several = isinstance(returned, tuple | list)
     expect(
         several and len(returned) == len(likes),
-        f"expected {len(likes)} tensors, found {len(returned) if several else type(returned).__name__}",
+        f"expected {len(likes)} tensors, found"
+        f" {len(returned) if several else type(returned).__name__}",
         f"return ({order}); what is frozen has no gradient",
     )
     for (name, like), t in zip(likes.items(), returned, strict=True):
@@ -57,19 +58,25 @@ def _by_hand(
         if found != wanted:
             others = [list(given[other].shape) for other in likes.values() if other != like]
             likely = (
-                "you give one gradient per token; a factor serves all of them, so sum over all dimensions in front"
+                "you give one gradient per token; a factor serves all of them, so sum over all"
+                " dimensions in front"
                 if t.ndim > len(wanted) and found[-2:] in (wanted, wanted[::-1])
-                else f"it is transposed: a gradient has the shape of its tensor, here that of {like}"
-                if found == wanted[::-1]
-                else f"the order is ({order})"
-                if found in others
-                else f"a gradient has the shape of its tensor, here that of {like}"
+                else (
+                    f"it is transposed: a gradient has the shape of its tensor, here that of {like}"
+                    if found == wanted[::-1]
+                    else (
+                        f"the order is ({order})"
+                        if found in others
+                        else f"a gradient has the shape of its tensor, here that of {like}"
+                    )
+                )
             )
             fail(f"{name}: expected shape {wanted}, found {found}", likely)
         expect(
             t.dtype == given[like].dtype,
             f"{name}: expected {given[like].dtype}, found {t.dtype}",
-            "the type is lost (float(), torch.zeros without dtype=): a gradient has the type of its tensor",
+            "the type is lost (float(), torch.zeros without dtype=): a gradient has the type of its"
+            " tensor",
         )
     return dict(zip(likes, returned, strict=True))
 
@@ -78,12 +85,16 @@ def _any_device(student: _Function, arguments: dict[str, Any]) -> None:
     """On meta tensors, which have no values, the result is a meta tensor, too: nothing is made on
     the CPU, and nothing read."""
     moved = [t.to("meta") if isinstance(t, Tensor) else t for t in arguments.values()]
-    likely = "you make a tensor without device= (torch.zeros, torch.eye), or read values (item, float, if): stay on the arguments' device"
+    likely = (
+        "you make a tensor without device= (torch.zeros, torch.eye), or read values (item, float,"
+        " if): stay on the arguments' device"
+    )
     try:
         returned = student(*moved)
     except RuntimeError as error:
         fail(
-            f"expected it to run on any device, found an error on meta tensors: {str(error).splitlines()[0]}",
+            "expected it to run on any device, found an error on meta tensors:"
+            f" {str(error).splitlines()[0]}",
             likely,
         )
     for t in returned if isinstance(returned, tuple | list) else [returned]:
@@ -114,7 +125,7 @@ def _autograd(
 
 
 # 7.1
-# --------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def lora_linear_backward(
     student: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], _Three],
 ) -> None:
@@ -137,7 +148,8 @@ def lora_linear_backward(
         student,
         large,
         40 * 48,
-        "you form B A, or dy^T x, as large as W itself; go through the r numbers h = x A^T and dh = dy B instead",
+        "you form B A, or dy^T x, as large as W itself; go through the r numbers h = x A^T and dh ="
+        " dy B instead",
     )
     _any_device(student, large)
     passed(
@@ -173,8 +185,9 @@ def _lora_backward_case(
         "the frozen layer's share is missing: W gets no gradient, but passes one on": dx - frozen,
         "the update's share is not scaled": frozen + (dx - frozen) / scale,
         "the update's share is scaled twice": frozen + (dx - frozen) * scale,
-        "everything is scaled; the scale belongs to the update alone, not to dy W": frozen * scale
-        + (dx - frozen),
+        "everything is scaled; the scale belongs to the update alone, not to dy W": (
+            frozen * scale + (dx - frozen)
+        ),
         "the update's share is subtracted": 2 * frozen - dx,
     }
     if len(weight) == len(weight.T):
@@ -189,10 +202,12 @@ def _lora_backward_case(
     ):
         mistakes = {
             f"the scale is missing in {name} = {formula}": right / scale,
-            f"the scale counts once in {name} = {formula}; is it in h or dh already?": right
-            * scale,
-            "you take the mean over the tokens; the gradient of a shared factor is the sum": right
-            / tokens,
+            f"the scale counts once in {name} = {formula}; is it in h or dh already?": (
+                right * scale
+            ),
+            "you take the mean over the tokens; the gradient of a shared factor is the sum": (
+                right / tokens
+            ),
             "you divide by the rank; the factor is scale, and it is given": right / r,
             "one token alone is counted; sum over all of them": one,
             "the sign is turned": -right,
@@ -207,7 +222,7 @@ def _lora_backward_case(
 
 
 # 7.2
-# --------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 class _Operations(TorchDispatchMode):
     """Remembers the names of all operations that do more than reserve memory or look at a tensor in
     another way."""
@@ -275,7 +290,8 @@ def _fake_case(
                 raise
             fail(
                 f"expected it to run on meta tensors, found {str(error).splitlines()[0]}",
-                "there are no values to read while a program is traced: item, float, if and a copy to the CPU are out",
+                "there are no values to read while a program is traced: item, float, if and a copy"
+                " to the CPU are out",
             )
     fills = (
         "zeros",
@@ -293,7 +309,10 @@ def _fake_case(
     for group, likely in (
         (
             reads,
-            "you read a value; a rule for shapes never does, as there are none while a program is traced",
+            (
+                "you read a value; a rule for shapes never does, as there are none while a program"
+                " is traced"
+            ),
         ),
         (
             set(operations.names) - {*fills, *copying},
@@ -302,7 +321,10 @@ def _fake_case(
         (fills, "you fill the tensors; empty reserves memory and writes nothing"),
         (
             copying,
-            "a conversion or a copy is an operation, too: make the tensor in its type (dtype=) and shape at once",
+            (
+                "a conversion or a copy is an operation, too: make the tensor in its type (dtype=)"
+                " and shape at once"
+            ),
         ),
     ):
         names = [name for name in operations.names if name in group]
@@ -345,11 +367,18 @@ def _fake_case(
         expect(
             t.dtype == kind,
             f"{name} {case}: expected {kind}, found {t.dtype}",
-            "out has the type of its inputs; give dtype= or use q.new_empty"
-            if name == "out"
-            else "float64 stays float64: at least float32, not always"
-            if dtype == torch.float64
-            else "a sum of exponentials is kept in float32 where the inputs are half precision",
+            (
+                "out has the type of its inputs; give dtype= or use q.new_empty"
+                if name == "out"
+                else (
+                    "float64 stays float64: at least float32, not always"
+                    if dtype == torch.float64
+                    else (
+                        "a sum of exponentials is kept in float32 where the inputs are half"
+                        " precision"
+                    )
+                )
+            ),
         )
         expect(
             t.device.type == device,
@@ -359,12 +388,13 @@ def _fake_case(
         expect(
             t.is_contiguous(),
             f"{name} {case}: expected a contiguous tensor, found strides {t.stride()}",
-            "empty_like copies the strides of its argument, whose heads and tokens are exchanged; the operation writes contiguously",
+            "empty_like copies the strides of its argument, whose heads and tokens are exchanged;"
+            " the operation writes contiguously",
         )
 
 
 # 7.3
-# --------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 class _Tile(NamedTuple):
     """Program (i, j) and its tensor, entry by entry."""
 
@@ -506,8 +536,9 @@ def tile_places(
         else ("offset", right, offsets)
     )
     fail(
-        f"program ({t.i}, {t.j}), blocks {t.BM} x {t.BN}, tensor {t.M} x {t.N} with strides ({t.sm}, {t.sn}): "
-        f"at {list(place)} expected the {name} {ours[place].item()}, found {theirs[place].item()}",
+        f"program ({t.i}, {t.j}), blocks {t.BM} x {t.BN}, tensor {t.M} x {t.N} with strides"
+        f" ({t.sm}, {t.sn}): at {list(place)} expected the {name} {ours[place].item()}, found"
+        f" {theirs[place].item()}",
         "".join(likely[:1]),
     )
 
@@ -528,16 +559,23 @@ def _tile_case(student: _Function, t: _Tile) -> tuple[Tensor, Tensor]:
         expect(
             tuple(part.shape) == (t.BM, t.BN),
             f"{name}: expected shape {[t.BM, t.BN]}, found {list(part.shape)}",
-            "rows go down and columns across: rows[:, None] and cols[None, :]"
-            if tuple(part.shape) == (t.BN, t.BM)
-            else "rows[:, None] has a second dimension, cols[None, :] a first one: broadcasting them makes the grid",
+            (
+                "rows go down and columns across: rows[:, None] and cols[None, :]"
+                if tuple(part.shape) == (t.BN, t.BM)
+                else (
+                    "rows[:, None] has a second dimension, cols[None, :] a first one: broadcasting"
+                    " them makes the grid"
+                )
+            ),
         )
         expect(
             part.dtype == kind,
             f"{name}: expected {kind}, found {part.dtype}",
-            "a large tensor has more than 2^31 places, too many for int32"
-            if part.dtype == torch.int32
-            else "offsets are whole numbers, the mask is true or false; return (offsets, mask)",
+            (
+                "a large tensor has more than 2^31 places, too many for int32"
+                if part.dtype == torch.int32
+                else "offsets are whole numbers, the mask is true or false; return (offsets, mask)"
+            ),
         )
     return returned[0], returned[1].long()
 
@@ -550,7 +588,7 @@ def _same_places(t: _Tile, found: tuple[Tensor, Tensor], expected: tuple[Tensor,
 
 
 # 7.4
-# --------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 class _Blocks:
     """Scores [..., R, S] and values [..., S, e] in blocks, once. What was handed out is gone when
     the next block comes."""
@@ -591,10 +629,19 @@ def online_attention(student: Callable[[Iterable[tuple[Tensor, Tensor]]], Tensor
     """7.4: `online_attention(blocks)` = softmax(scores) values, from one pass over blocks of
     both."""
     inf = torch.inf
-    kept = "you use a block after the next was asked for; its memory is gone. Carry maximum, sum and weighted sum instead"
+    kept = (
+        "you use a block after the next was asked for; its memory is gone. Carry maximum, sum and"
+        " weighted sum instead"
+    )
     start = "the running maximum has to start at -inf: above all the scores, every exp gives 0"
-    overflow = "exp of a large score is infinite: subtract the running maximum first, and rescale by exp(old - new), never above 1"
-    level = "every row needs a maximum of its own; under that of another row, all its exponentials are 0"
+    overflow = (
+        "exp of a large score is infinite: subtract the running maximum first, and rescale by"
+        " exp(old - new), never above 1"
+    )
+    level = (
+        "every row needs a maximum of its own; under that of another row, all its exponentials"
+        " are 0"
+    )
     masked = (
         "-inf - (-inf) is no number: a row with nothing but -inf so far has to keep its sums at 0"
     )
@@ -634,7 +681,8 @@ def online_attention(student: Callable[[Iterable[tuple[Tensor, Tensor]]], Tensor
         lambda scores, values: student(_Blocks(scores, values, (10,) * 6)),
         {"scores": scores, "values": values},
         scores.numel(),
-        "you collect the blocks and join them, so the whole row is there again; carry maximum, sum and weighted sum",
+        "you collect the blocks and join them, so the whole row is there again; carry maximum, sum"
+        " and weighted sum",
     )
     passed(
         "online_attention",
@@ -669,7 +717,8 @@ def _online_case(
     expect(
         found.shape == expected.shape,
         f"{case}: expected shape {list(expected.shape)}, found {list(found.shape)}",
-        "keep the last dimension of maximum and sum (keepdim=True), so that they fit to [..., R, e]",
+        "keep the last dimension of maximum and sum (keepdim=True), so that they fit to [...,"
+        " R, e]",
     )
     expect(
         found.dtype == scores.dtype,
@@ -687,30 +736,35 @@ def _online_case(
     )
     raw_total, raw_weighted = _running(parts, tops, lambda old, new: 1.0, lambda old, new: 1.0)
     wrong = {
-        "sum and weighted sum keep their old scale: when the maximum rises, multiply both by exp(old - new)": raw_weighted
-        / raw_total,
-        "the sum keeps its old scale: when the maximum rises, multiply it by exp(old - new)": weighted
-        / raw_total,
-        "the weighted sum keeps its old scale: when the maximum rises, multiply it by exp(old - new)": raw_weighted
-        / total,
+        "sum and weighted sum keep their old scale: when the maximum rises, multiply both by exp(old - new)": (
+            raw_weighted / raw_total
+        ),
+        "the sum keeps its old scale: when the maximum rises, multiply it by exp(old - new)": (
+            weighted / raw_total
+        ),
+        "the weighted sum keeps its old scale: when the maximum rises, multiply it by exp(old - new)": (
+            raw_weighted / total
+        ),
         "the factor is turned round: exp(old - new), at most 1": _quotient(
             _running(
                 parts, tops, lambda old, new: (new - old).exp(), lambda old, new: (new - old).exp()
             )
         ),
-        "every block has its own softmax and they are averaged; a block counts by its share of the sum": sum(
-            softmax(part) @ value for part, value in parts
-        )
-        / len(parts),
+        "every block has its own softmax and they are averaged; a block counts by its share of the sum": (
+            sum(softmax(part) @ value for part, value in parts) / len(parts)
+        ),
         "every block has its own softmax and they are added; divide once, by the sum over all blocks": sum(
             (softmax(part) @ value for part, value in parts), torch.zeros_like(weighted)
         ),
         "you divide by the sum in every block; once, at the end": _divided(parts, tops),
         "you never divide by the sum": weighted,
-        "only the last block is left: add to what was carried": softmax(parts[-1][0])
-        @ parts[-1][1],
-        "the last block is missing": softmax(torch.cat([part for part, _ in parts[:-1]] or [s], -1))
-        @ torch.cat([value for _, value in parts[:-1]] or [v], -2),
+        "only the last block is left: add to what was carried": (
+            softmax(parts[-1][0]) @ parts[-1][1]
+        ),
+        "the last block is missing": (
+            softmax(torch.cat([part for part, _ in parts[:-1]] or [s], -1))
+            @ torch.cat([value for _, value in parts[:-1]] or [v], -2)
+        ),
         likely: torch.where(found == 0, 0.0, expected),
     }
     same(
@@ -772,7 +826,7 @@ def _divided(parts: list[tuple[Tensor, Tensor]], tops: list[Tensor]) -> Tensor:
 
 
 # 7.5
-# --------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def _kd(student: Tensor, teacher: Tensor, T: float) -> Tensor:
     """Row by row: the mean of T^2 KL(p || q)."""
     rows = []
@@ -833,32 +887,33 @@ def _kd_case(function: _Function, z: Tensor, t: Tensor, T: float, large: bool) -
     ratio = (s / T).log_softmax(-1) - (u / T).log_softmax(-1)
     wrong = {
         "the sign is turned: q - p, the student's answer minus the teacher's": -right.double(),
-        "T^2 is missing: the loss has the factor T^2, and the chain rule one 1 / T, so T is left": right.double()
-        / T**2,
-        "1 / T is missing: the logits are divided by T, so the chain rule gives 1 / T, and T^2 / T = T is left": right.double()
-        * T,
+        "T^2 is missing: the loss has the factor T^2, and the chain rule one 1 / T, so T is left": (
+            right.double() / T**2
+        ),
+        "1 / T is missing: the logits are divided by T, so the chain rule gives 1 / T, and T^2 / T = T is left": (
+            right.double() * T
+        ),
         "the factor T is missing: T^2 from the loss, 1 / T from the chain rule": right.double() / T,
         "the mean over the rows is missing: divide by their number": right.double() * rows,
         "you divide by all entries; the mean is over the rows": right.double() / classes,
-        "the rows of all dimensions in front count, not the first alone": right.double()
-        * rows
-        / len(z),
+        "the rows of all dimensions in front count, not the first alone": (
+            right.double() * rows / len(z)
+        ),
         "the student's logits are not divided by T": T * (s.softmax(-1) - p) / rows,
         "the teacher's logits are not divided by T": T * (q - u.softmax(-1)) / rows,
         "neither is divided by T before the softmax": T * (s.softmax(-1) - u.softmax(-1)) / rows,
-        "the logits are multiplied by T; divide": T
-        * ((s * T).softmax(-1) - (u * T).softmax(-1))
-        / rows,
-        "the softmax runs over the rows; it belongs to the last dimension, the classes": T
-        * ((s / T).softmax(0) - (u / T).softmax(0))
-        / rows,
-        "student and teacher are exchanged, KL(q || p): the teacher's answer weighs the difference": T
-        * q
-        * (ratio - (q * ratio).sum(-1, keepdim=True))
-        / rows,
-        "you take the teacher's best class as a label; its soft answer is what the student learns": T
-        * (q - label)
-        / rows,
+        "the logits are multiplied by T; divide": (
+            T * ((s * T).softmax(-1) - (u * T).softmax(-1)) / rows
+        ),
+        "the softmax runs over the rows; it belongs to the last dimension, the classes": (
+            T * ((s / T).softmax(0) - (u / T).softmax(0)) / rows
+        ),
+        "student and teacher are exchanged, KL(q || p): the teacher's answer weighs the difference": (
+            T * q * (ratio - (q * ratio).sum(-1, keepdim=True)) / rows
+        ),
+        "you take the teacher's best class as a label; its soft answer is what the student learns": (
+            T * (q - label) / rows
+        ),
         "the logits themselves are compared: that is a squared error": (s - u) / rows,
     }
     same(
@@ -871,7 +926,7 @@ def _kd_case(function: _Function, z: Tensor, t: Tensor, T: float, large: bool) -
 
 
 # 7.6
-# --------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def kron_backward(student: Callable[[Tensor, Tensor, Tensor, Tensor], _Three]) -> None:
     """7.6: `kron_backward(dy, x, A, B)` -> (dx, dA, dB) of y = x (A (x) B)^T, with the large matrix
     never formed."""
@@ -892,7 +947,8 @@ def kron_backward(student: Callable[[Tensor, Tensor, Tensor, Tensor], _Three]) -
         student,
         large,
         A.numel() * B.numel(),
-        "you form A (x) B, or its gradient, with every pair of entries; cut x and dy into grids instead",
+        "you form A (x) B, or its gradient, with every pair of entries; cut x and dy into grids"
+        " instead",
     )
     _any_device(student, large)
     passed(
@@ -921,8 +977,8 @@ def _kron_backward_case(student: _Function, dy: Tensor, x: Tensor, A: Tensor, B:
         "x is cut column by column; X [p, q] has x[0], ..., x[q - 1] in its first row": gradients(
             dy, columns, A, B
         ),
-        "dy is cut column by column; dY [a, b] has dy[0], ..., dy[b - 1] in its first row": gradients(
-            tall, x, A, B
+        "dy is cut column by column; dY [a, b] has dy[0], ..., dy[b - 1] in its first row": (
+            gradients(tall, x, A, B)
         ),
         "dX is read column by column; flatten it row by row": [
             right[0].unflatten(-1, (p, q)).mT.flatten(-2),
@@ -943,8 +999,8 @@ def _kron_backward_case(student: _Function, dy: Tensor, x: Tensor, A: Tensor, B:
         wrong |= {
             "A is transposed: forward A X B^T, so backward dX = A^T dY B": gradients(dy, x, A.T, B),
             "B is transposed: forward A X B^T, so backward dX = A^T dY B": gradients(dy, x, A, B.T),
-            "that is the forward pass: backward dX = A^T dY B, each factor the other way": gradients(
-                dy, x, A.T, B.T
+            "that is the forward pass: backward dX = A^T dY B, each factor the other way": (
+                gradients(dy, x, A.T, B.T)
             ),
             "B is missing: dY meets B on its way to A, and to x": gradients(
                 dy, x, A, torch.eye(b, dtype=B.dtype)
@@ -960,8 +1016,8 @@ def _kron_backward_case(student: _Function, dy: Tensor, x: Tensor, A: Tensor, B:
         }
         if a == b:
             wrong |= {
-                "the factors are exchanged: A works on the rows of the grid, B on its columns": gradients(
-                    dy, x, B, A
+                "the factors are exchanged: A works on the rows of the grid, B on its columns": (
+                    gradients(dy, x, B, A)
                 ),
                 "the order is (dx, dA, dB)": [right[0], right[2], right[1]],
             }

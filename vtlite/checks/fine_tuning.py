@@ -61,20 +61,27 @@ def _freeze_case(student: Callable[..., Any], prefixes: tuple[str, ...]) -> None
         loose = {name: name.startswith(prefixes) if prefixes else False for name in flags}
         anywhere = {name: any(prefix in name for prefix in prefixes) for name in flags}
         likely = {
-            "you compare the start of the name only, so that blocks.10 counts as blocks.1: a prefix ends at a dot": flags
-            == loose,
-            "you look for the prefix anywhere in the name; it has to be at the start and end at a dot": flags
-            == anywhere,
-            "you froze the named parts and train the others: turn it round": flags
-            == {n: not inside(n) for n in flags},
-            "you never set requires_grad to False, so everything trains": all(flags.values())
-            and not all(map(inside, flags)),
+            "you compare the start of the name only, so that blocks.10 counts as blocks.1: a prefix ends at a dot": (
+                flags == loose
+            ),
+            "you look for the prefix anywhere in the name; it has to be at the start and end at a dot": (
+                flags == anywhere
+            ),
+            "you froze the named parts and train the others: turn it round": (
+                flags == {n: not inside(n) for n in flags}
+            ),
+            "you never set requires_grad to False, so everything trains": (
+                all(flags.values()) and not all(map(inside, flags))
+            ),
             "a part that was frozen before stays frozen: set requires_grad to True as well": all(
                 not flags[n] for n in wrong
             ),
             "nothing is frozen that is not named first: set every flag, in both directions": True,
         }
-        what = f"prefixes {prefixes}: expected requires_grad = {inside(wrong[0])} for {wrong[0]}, found {flags[wrong[0]]}"
+        what = (
+            f"prefixes {prefixes}: expected requires_grad = {inside(wrong[0])} for {wrong[0]},"
+            f" found {flags[wrong[0]]}"
+        )
         expect(False, what, next(sentence for sentence, match in likely.items() if match))
     expected = sum(p.numel() for name, p in model.named_parameters() if inside(name))
     same(
@@ -88,10 +95,9 @@ def _freeze_case(student: Callable[..., Any], prefixes: tuple[str, ...]) -> None
             "you count all parameters; count only those that train": sum(
                 p.numel() for p in model.parameters()
             ),
-            "you count the frozen numbers; count those that train": sum(
-                p.numel() for p in model.parameters()
-            )
-            - expected,
+            "you count the frozen numbers; count those that train": (
+                sum(p.numel() for p in model.parameters()) - expected
+            ),
         },
     )
     changed = [name for name, t in model.state_dict().items() if not torch.equal(t, before[name])]
@@ -310,29 +316,30 @@ def _l2_sp_case(student: Callable[..., Any], seed: int, alpha: float) -> None:
         {
             "the factor 1/2 is missing": alpha * distance,
             "the penalty is not multiplied by alpha": distance / 2,
-            "you measure the distance from zero (weight decay); L2-SP measures it from the start": alpha
-            / 2
-            * total(matrices, norm2),
-            "biases and norms count too; only tensors of two or more dimensions should": alpha
-            / 2
-            * total(list(start), squared),
-            "the head counts too, though it has no start": alpha
-            / 2
-            * (distance + norm2("head.weight")),
+            "you measure the distance from zero (weight decay); L2-SP measures it from the start": (
+                alpha / 2 * total(matrices, norm2)
+            ),
+            "biases and norms count too; only tensors of two or more dimensions should": (
+                alpha / 2 * total(list(start), squared)
+            ),
+            "the head counts too, though it has no start": (
+                alpha / 2 * (distance + norm2("head.weight"))
+            ),
             "you take the distance; L2-SP takes its square": alpha / 2 * math.sqrt(distance),
-            "you take the sum of the distances; square them": alpha
-            / 2
-            * total(matrices, lambda n: math.sqrt(squared(n))),
-            "you take a mean over the entries; L2-SP takes the sum": alpha
-            / 2
-            * total(matrices, lambda n: squared(n) / start[n].numel()),
+            "you take the sum of the distances; square them": (
+                alpha / 2 * total(matrices, lambda n: math.sqrt(squared(n)))
+            ),
+            "you take a mean over the entries; L2-SP takes the sum": (
+                alpha / 2 * total(matrices, lambda n: squared(n) / start[n].numel())
+            ),
         },
         tolerance=1e-4,
     )
     expect(
         isinstance(found, Tensor) and found.requires_grad,
         "expected a penalty with a gradient, found none",
-        "something detached the weights (detach, item, data or no_grad): the penalty would pull on nothing",
+        "something detached the weights (detach, item, data or no_grad): the penalty would pull on"
+        " nothing",
     )
     found.backward()
     for name in weights:
@@ -470,8 +477,9 @@ def _wise_ft_case(student: Callable[..., Any], seed: int, alpha: float) -> None:
     expected = mixed(1 - alpha, alpha)
     counter = {
         **expected,
-        "bn.num_batches_tracked": (1 - alpha) * start["bn.num_batches_tracked"]
-        + alpha * tuned["bn.num_batches_tracked"],
+        "bn.num_batches_tracked": (
+            (1 - alpha) * start["bn.num_batches_tracked"] + alpha * tuned["bn.num_batches_tracked"]
+        ),
     }
     same(
         f"weights for alpha {alpha}",
@@ -483,7 +491,9 @@ def _wise_ft_case(student: Callable[..., Any], seed: int, alpha: float) -> None:
             ),
             "you ignore alpha and take the mean": mixed(0.5, 0.5),
             "the factors do not sum to one: the start has 1 - alpha": mixed(1.0, alpha),
-            "an integer counter (num_batches_tracked) has no average; take it from the tuned model": counter,
+            "an integer counter (num_batches_tracked) has no average; take it from the tuned model": (
+                counter
+            ),
             "an integer counter (num_batches_tracked) has no average; take it from the tuned model, not as a rounded mean": {
                 **expected,
                 "bn.num_batches_tracked": counter["bn.num_batches_tracked"].round().long(),
@@ -559,14 +569,17 @@ def count_vit(student: Callable[[int, int, int, int, int], _FlopsAndParameters])
             returned[0],
             parameters,
             {
-                "D numbers are missing: the class token, its position, or the bias of the patch embedding": parameters
-                - D,
-                "2 D numbers are missing: the final norm, or the class token with its position": parameters
-                - 2 * D,
+                "D numbers are missing: the class token, its position, or the bias of the patch embedding": (
+                    parameters - D
+                ),
+                "2 D numbers are missing: the final norm, or the class token with its position": (
+                    parameters - 2 * D
+                ),
                 "the biases of the blocks' linear layers are missing": parameters - depth * 9 * D,
                 "all biases of linear layers are missing": parameters - depth * 9 * D - D - classes,
-                "the norms of the blocks are missing: two per block, 2 D each": parameters
-                - depth * 4 * D,
+                "the norms of the blocks are missing: two per block, 2 D each": (
+                    parameters - depth * 4 * D
+                ),
                 "the head is missing": parameters - D * classes - classes,
                 "the positions are missing": parameters - N * D,
                 "the patch embedding sees three channels": parameters - 2 * patch * patch * D,
@@ -581,16 +594,19 @@ def count_vit(student: Callable[[int, int, int, int, int], _FlopsAndParameters])
             operations,
             {
                 "a multiply-add counts as two operations": operations / 2,
-                "attention itself is missing: q k^T and A v have 2 N N D operations each": operations
-                - attention,
+                "attention itself is missing: q k^T and A v have 2 N N D operations each": (
+                    operations - attention
+                ),
                 "attention has two products: q k^T and A v": operations - attention / 2,
-                "the class token passes the blocks too: N is the number of patches plus one": operations
-                - depth * (2 * 12 * D * D + 4 * D * (N * N - patches * patches)),
+                "the class token passes the blocks too: N is the number of patches plus one": (
+                    operations - depth * (2 * 12 * D * D + 4 * D * (N * N - patches * patches))
+                ),
                 "the head is missing": operations - 2 * D * classes,
                 "the head reads one token, not all": operations + 2 * D * classes * (N - 1),
                 "the patch embedding is missing": operations - 2 * patches * 3 * patch * patch * D,
-                "the MLP is missing: 8 D D multiply-adds per token": operations
-                - depth * 2 * N * 8 * D * D,
+                "the MLP is missing: 8 D D multiply-adds per token": (
+                    operations - depth * 2 * N * 8 * D * D
+                ),
                 "the linear layers of the blocks are missing": operations - linear,
                 "biases and norms are left out of this count": operations + depth * N * 9 * D,
             },

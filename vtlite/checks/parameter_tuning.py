@@ -18,7 +18,7 @@ _DETACHED = "something detached it (detach, item, data or no_grad), so it would 
 
 
 # What several checks share
-# ----------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def _new_memory(found: Tensor, given: Mapping[str, Tensor]) -> None:
     shared = [
         name
@@ -72,7 +72,7 @@ def _same_gradients(
 
 
 # 5.1
-# --------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 class _Toy(nn.Module):
     """Everything that looks like a bias and is none, and biases of all kinds of layers."""
 
@@ -179,10 +179,9 @@ def _bitfit_case(student: _Function, frozen: str) -> None:
             "you count all parameters; count only those that train": sum(
                 p.numel() for p in model.parameters()
             ),
-            "you count what is frozen; count what trains": sum(
-                p.numel() for p in model.parameters()
-            )
-            - count,
+            "you count what is frozen; count what trains": (
+                sum(p.numel() for p in model.parameters()) - count
+            ),
         },
     )
     changed = [name for name, t in model.state_dict().items() if not torch.equal(t, before[name])]
@@ -194,7 +193,7 @@ def _bitfit_case(student: _Function, frozen: str) -> None:
 
 
 # 5.2
-# --------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def _lora(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
     return dense(x, weight + alpha / len(A) * product(A, B), bias)
 
@@ -230,17 +229,17 @@ def lora_forward(
             {
                 "the update is scaled by alpha / r, not by alpha": plain + alpha * update + bias,
                 "the update is not scaled: it has the factor alpha / r": plain + update + bias,
-                "alpha is divided by the width; r is the number of rows of A": plain
-                + alpha / N * update
-                + bias,
-                "alpha is divided by the number of inputs; r is the number of rows of A": plain
-                + alpha / K * update
-                + bias,
+                "alpha is divided by the width; r is the number of rows of A": (
+                    plain + alpha / N * update + bias
+                ),
+                "alpha is divided by the number of inputs; r is the number of rows of A": (
+                    plain + alpha / K * update + bias
+                ),
                 "alpha is multiplied by r; divide": plain + alpha * r * update + bias,
                 "the scale is applied twice": plain + (alpha / r) ** 2 * update + bias,
-                "the scale belongs to the update alone, not to the frozen layer": alpha
-                / r
-                * (plain + update + bias),
+                "the scale belongs to the update alone, not to the frozen layer": (
+                    alpha / r * (plain + update + bias)
+                ),
                 "the bias is missing": plain + alpha / r * update,
                 "the bias is added twice": plain + alpha / r * update + 2 * bias,
                 "the frozen layer is missing: LoRA adds to x W^T + b": alpha / r * update,
@@ -267,7 +266,7 @@ def lora_forward(
 
 
 # 5.3
-# --------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def lora_merge(
     student: Callable[[Tensor, dict[str, tuple[Tensor, Tensor]], float], Tensor],
 ) -> None:
@@ -361,7 +360,7 @@ def _merge_case(
 
 
 # 5.4
-# --------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def kron_forward(student: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """5.4: `kron_forward(x, A, B)` = x (A (x) B)^T, with the large matrix never formed."""
     cases = (
@@ -385,9 +384,9 @@ def kron_forward(student: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
             "x is cut column by column; X [p, q] has x[0], ..., x[q - 1] in its first row": kron(
                 columns, A, B
             ),
-            "the result is read column by column; A X B^T is [a, b], flattened row by row": expected.unflatten(
-                -1, (a, b)
-            ).mT.flatten(-2),
+            "the result is read column by column; A X B^T is [a, b], flattened row by row": (
+                expected.unflatten(-1, (a, b)).mT.flatten(-2)
+            ),
         }
         if a == p and b == q:
             mistakes |= {
@@ -412,7 +411,8 @@ def kron_forward(student: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         student,
         {"x": x, "A": A, "B": B},
         A.numel() * B.numel(),
-        "you form A (x) B, with every pair of entries; cut x into a grid instead, and multiply it from both sides",
+        "you form A (x) B, with every pair of entries; cut x into a grid instead, and multiply it"
+        " from both sides",
     )
     passed(
         "kron_forward",
@@ -425,7 +425,7 @@ def kron_forward(student: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
 
 
 # 5.5
-# --------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def count_updates(student: Callable[[int, int, int, int, int], dict[str, int]]) -> None:
     """5.5: `count_updates(D, L, r, a, n)` -> how many numbers LoRA, KronA, FacT-TT and Compacter
     train."""
@@ -454,7 +454,8 @@ def count_updates(student: Callable[[int, int, int, int, int], dict[str, int]]) 
         found = student(D, L, r, a, n)
         expect(
             isinstance(found, dict) and found.keys() == expected.keys(),
-            f"expected a dict with the keys {sorted(expected)}, found {sorted(found) if isinstance(found, dict) else found!r}",
+            f"expected a dict with the keys {sorted(expected)}, found"
+            f" {sorted(found) if isinstance(found, dict) else found!r}",
             "return {'lora': ..., 'krona': ..., 'fact_tt': ..., 'compacter': ...}",
         )
         same(
@@ -462,14 +463,12 @@ def count_updates(student: Callable[[int, int, int, int, int], dict[str, int]]) 
             found["lora"],
             expected["lora"],
             {
-                "half of it: q and v both have an update, and each has two factors": expected[
-                    "lora"
-                ]
-                // 2,
-                "a quarter of it: q and v both have an update, and each has two factors": expected[
-                    "lora"
-                ]
-                // 4,
+                "half of it: q and v both have an update, and each has two factors": (
+                    expected["lora"] // 2
+                ),
+                "a quarter of it: q and v both have an update, and each has two factors": (
+                    expected["lora"] // 4
+                ),
                 "q and v have an update here, k has none": expected["lora"] // 2 * 3,
                 "one block is counted; there are L": expected["lora"] // L,
                 "you count the product B A; A and B are what trains": 2 * L * D * D,
@@ -495,19 +494,18 @@ def count_updates(student: Callable[[int, int, int, int, int], dict[str, int]]) 
             found["fact_tt"],
             expected["fact_tt"],
             {
-                "U and V are counted once per block; the whole model has one of each": L
-                * (2 * D * r + 12 * r * r),
-                "U and V are counted once per slice; the whole model has one of each": 12
-                * L
-                * (2 * D * r + r * r),
-                "fc1 and fc2 have four D x D slices each, and attention four: twelve per block": 2
-                * D
-                * r
-                + 6 * L * r * r,
-                "attention has four slices, and so have fc1 and fc2: twelve per block, not four": 2
-                * D
-                * r
-                + 4 * L * r * r,
+                "U and V are counted once per block; the whole model has one of each": (
+                    L * (2 * D * r + 12 * r * r)
+                ),
+                "U and V are counted once per slice; the whole model has one of each": (
+                    12 * L * (2 * D * r + r * r)
+                ),
+                "fc1 and fc2 have four D x D slices each, and attention four: twelve per block": (
+                    2 * D * r + 6 * L * r * r
+                ),
+                "attention has four slices, and so have fc1 and fc2: twelve per block, not four": (
+                    2 * D * r + 4 * L * r * r
+                ),
                 "a core is r x r": 2 * D * r + 12 * L * r,
                 "U and V are missing": 12 * L * r * r,
                 "V is missing: U and V have D r numbers each": D * r + 12 * L * r * r,
@@ -521,30 +519,26 @@ def count_updates(student: Callable[[int, int, int, int, int], dict[str, int]]) 
             found["compacter"],
             expected["compacter"],
             {
-                "the n matrices A_i are counted in every adapter; the whole model shares them": 2
-                * L
-                * (per + n**3),
-                "the n matrices A_i are counted in every layer of every adapter; the whole model shares them": 2
-                * L
-                * (per + 2 * n**3),
-                "the n matrices A_i are counted in every block; the whole model shares them": 2
-                * L
-                * per
-                + L * n**3,
+                "the n matrices A_i are counted in every adapter; the whole model shares them": (
+                    2 * L * (per + n**3)
+                ),
+                "the n matrices A_i are counted in every layer of every adapter; the whole model shares them": (
+                    2 * L * (per + 2 * n**3)
+                ),
+                "the n matrices A_i are counted in every block; the whole model shares them": (
+                    2 * L * per + L * n**3
+                ),
                 "the shared matrices A_i are missing": 2 * L * per,
                 "there are n matrices A_i of n x n: n n n numbers": 2 * L * per + n * n,
-                "the biases are missing: b of the first layer and D of the second": 2
-                * L
-                * 2
-                * (D + b)
-                + n**3,
-                "one adapter is counted per block; there are two, after attention and after the MLP": L
-                * per
-                + n**3,
-                "B_i is s_i t_i, of rank one; count the two vectors, not their product": 2
-                * L
-                * (2 * D * b // n + D + b)
-                + n**3,
+                "the biases are missing: b of the first layer and D of the second": (
+                    2 * L * 2 * (D + b) + n**3
+                ),
+                "one adapter is counted per block; there are two, after attention and after the MLP": (
+                    L * per + n**3
+                ),
+                "B_i is s_i t_i, of rank one; count the two vectors, not their product": (
+                    2 * L * (2 * D * b // n + D + b) + n**3
+                ),
                 "there are n pairs s_i, t_i in a layer": 2 * L * (2 * (D + b) // n + D + b) + n**3,
             },
             tolerance=1e-9,
@@ -553,7 +547,7 @@ def count_updates(student: Callable[[int, int, int, int, int], dict[str, int]]) 
 
 
 # 5.6
-# --------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def ssf_merge(
     student: Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]],
 ) -> None:
@@ -619,7 +613,8 @@ def _ssf_case(
         expect(
             found.shape == like.shape,
             f"{kind}: expected a {name} of shape {list(like.shape)}, found {list(found.shape)}",
-            "there is one scale per output channel, the first dimension of weight; give it as many trailing ones as weight needs",
+            "there is one scale per output channel, the first dimension of weight; give it as many"
+            " trailing ones as weight needs",
         )
 
     def channels(t: Tensor) -> Tensor:
@@ -662,7 +657,8 @@ def _ssf_case(
     }
     if len(shape) > 1 and shape[-1] == shape[0]:
         mistakes[
-            "the scale went along the last dimension, the inputs; it has one number per output, the first dimension"
+            "the scale went along the last dimension, the inputs; it has one number per output, the"
+            " first dimension"
         ] = output(weight * scale, scale * bias + shift)
     same(
         f"the output of {kind} with the merged weight {list(shape)}",
@@ -676,7 +672,7 @@ def _ssf_case(
 
 
 # 5.7
-# --------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def _only(t: Tensor, b: int, dim: int) -> Tensor:
     """Ranks 1 to b of a factor, of which the b-th alone has a gradient."""
     return torch.cat([t.narrow(dim, 0, b - 1).detach(), t.narrow(dim, b - 1, 1)], dim)
@@ -706,8 +702,12 @@ def dylora_forward(
         return dense(x, weight + alpha / b * product(A[b - 1 : b], B[:, b - 1 : b]), bias) + below
 
     wrong = {
-        "ranks below b train too; rank b alone learns: detach the lower rows of A and the lower columns of B": nested,
-        "the ranks below b pass no gradient on to x: detach the rows of A and the columns of B, not their product with x": cut,
+        "ranks below b train too; rank b alone learns: detach the lower rows of A and the lower columns of B": (
+            nested
+        ),
+        "the ranks below b pass no gradient on to x: detach the rows of A and the columns of B, not their product with x": (
+            cut
+        ),
     }
     cases = (
         (0, (2, 3), 4, 6, 5, 3, 2.0),
@@ -742,21 +742,28 @@ def dylora_forward(
             plain + alpha / b * first,
             {
                 "all ranks are used; take the first b": plain + alpha / b * update(slice(r)),
-                "all ranks are used, with the scale of all; take the first b": plain
-                + alpha / r * update(slice(r)),
-                "the scale is alpha / b: it depends on the ranks in use, not on all of them": plain
-                + alpha / r * first,
+                "all ranks are used, with the scale of all; take the first b": (
+                    plain + alpha / r * update(slice(r))
+                ),
+                "the scale is alpha / b: it depends on the ranks in use, not on all of them": (
+                    plain + alpha / r * first
+                ),
                 "the update is scaled by alpha / b, not by alpha": plain + alpha * first,
-                "only rank b is used; the forward pass takes ranks 1 to b": plain
-                + alpha / b * update(slice(b - 1, b)),
-                "off by one: ranks count from 1, so b ranks are [:b]": plain
-                + alpha / b * update(slice(b - 1)),
-                "off by one: ranks count from 1, so b ranks are [:b], not [:b + 1]": plain
-                + alpha / b * update(slice(b + 1)),
-                "off by one: ranks count from 1, so b ranks are [:b], and the scale alpha / b": plain
-                + alpha / (b + 1) * update(slice(b + 1)),
-                "the last b ranks are used; take the first": plain
-                + alpha / b * update(slice(r - b, r)),
+                "only rank b is used; the forward pass takes ranks 1 to b": (
+                    plain + alpha / b * update(slice(b - 1, b))
+                ),
+                "off by one: ranks count from 1, so b ranks are [:b]": (
+                    plain + alpha / b * update(slice(b - 1))
+                ),
+                "off by one: ranks count from 1, so b ranks are [:b], not [:b + 1]": (
+                    plain + alpha / b * update(slice(b + 1))
+                ),
+                "off by one: ranks count from 1, so b ranks are [:b], and the scale alpha / b": (
+                    plain + alpha / (b + 1) * update(slice(b + 1))
+                ),
+                "the last b ranks are used; take the first": (
+                    plain + alpha / b * update(slice(r - b, r))
+                ),
                 "the frozen layer is missing: the update is added to x W^T + b": alpha / b * first,
             },
         )
@@ -772,7 +779,7 @@ def dylora_forward(
 
 
 # 5.8
-# --------------------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def private_gradient(student: Callable[[Tensor, float, Tensor, float], Tensor]) -> None:
     """5.8: `private_gradient(per_sample, max_norm, noise, sigma)` clips each sample, adds noise
     once, and divides by the batch."""
@@ -809,7 +816,8 @@ def _private_case(
         expect(
             not bool(found.isnan().any()),
             "expected numbers, found NaN",
-            "a sample without a gradient has norm zero, and 0 / 0 is no number: clamp, or add a tiny number to the norm",
+            "a sample without a gradient has norm zero, and 0 / 0 is no number: clamp, or add a"
+            " tiny number to the norm",
         )
         expect(
             torch.equal(found, student(per_sample, R, noise, sigma)),
@@ -837,51 +845,43 @@ def _private_case(
         found,
         clipped + spread,
         {
-            "the sum of the samples is clipped; clip every sample before you add them": clip(
-                B * average
-            )
-            * average
-            + spread,
-            "the mean of the samples is clipped; clip every sample before you add them": clip(
-                average
-            )
-            * average
-            + spread,
+            "the sum of the samples is clipped; clip every sample before you add them": (
+                clip(B * average) * average + spread
+            ),
+            "the mean of the samples is clipped; clip every sample before you add them": (
+                clip(average) * average + spread
+            ),
             "nothing is clipped": average + spread,
-            "every sample is scaled to max_norm; those that are shorter stay as they are": mean(
-                lambda row: R / max(norm(row), 1e-9)
-            )
-            + spread,
-            "that is automatic clipping, R / (norm + 0.01); here short samples stay as they are": mean(
-                lambda row: R / (norm(row) + 0.01)
-            )
-            + spread,
-            "the wrong ones are scaled: long samples shrink, short ones stay": mean(
-                lambda row: max(1.0, R / max(norm(row), 1e-9))
-            )
-            + spread,
-            "every entry is clipped by itself; scale the whole sample, so that its direction stays": per_sample.clamp(
-                -R, R
-            ).mean(0)
-            + spread,
-            "the squared norm is compared with max_norm; take its root": mean(
-                lambda row: min(1.0, R / max(norm(row) ** 2, 1e-9))
-            )
-            + spread,
-            "the norm runs over the batch; it runs over the parameters of one sample": by_column.mean(
-                0
-            )
-            + spread,
-            "samples that are too long are thrown away; scale them": mean(
-                lambda row: float(norm(row) <= R)
-            )
-            + spread,
-            "the noise is B times too large: it is added once to the sum, and divided by B with it": clipped
-            + B * spread,
-            "the noise is added to the wrong place: its spread is sigma max_norm / B": clipped
-            + sigma * noise / B,
-            "the noise has the spread sigma max_norm, so it grows with the norm; and it is divided by B": clipped
-            + sigma * noise,
+            "every sample is scaled to max_norm; those that are shorter stay as they are": (
+                mean(lambda row: R / max(norm(row), 1e-9)) + spread
+            ),
+            "that is automatic clipping, R / (norm + 0.01); here short samples stay as they are": (
+                mean(lambda row: R / (norm(row) + 0.01)) + spread
+            ),
+            "the wrong ones are scaled: long samples shrink, short ones stay": (
+                mean(lambda row: max(1.0, R / max(norm(row), 1e-9))) + spread
+            ),
+            "every entry is clipped by itself; scale the whole sample, so that its direction stays": (
+                per_sample.clamp(-R, R).mean(0) + spread
+            ),
+            "the squared norm is compared with max_norm; take its root": (
+                mean(lambda row: min(1.0, R / max(norm(row) ** 2, 1e-9))) + spread
+            ),
+            "the norm runs over the batch; it runs over the parameters of one sample": (
+                by_column.mean(0) + spread
+            ),
+            "samples that are too long are thrown away; scale them": (
+                mean(lambda row: float(norm(row) <= R)) + spread
+            ),
+            "the noise is B times too large: it is added once to the sum, and divided by B with it": (
+                clipped + B * spread
+            ),
+            "the noise is added to the wrong place: its spread is sigma max_norm / B": (
+                clipped + sigma * noise / B
+            ),
+            "the noise has the spread sigma max_norm, so it grows with the norm; and it is divided by B": (
+                clipped + sigma * noise
+            ),
             "sigma is missing: the spread of the noise is sigma max_norm": clipped + R * noise / B,
             "the noise is missing": clipped,
             "the sum is not divided by the number of samples": B * (clipped + spread),

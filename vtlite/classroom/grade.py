@@ -65,7 +65,8 @@ def grade(
     """
     if os.name != "posix":
         raise VTError(
-            "grading needs Linux or macOS, whose processes can be limited and stopped; on Windows use WSL"
+            "grading needs Linux or macOS, whose processes can be limited and stopped; on Windows"
+            " use WSL"
         )
     points = {path.stem: read_points(path) for path in sorted(solutions.glob("*.ipynb"))}
     found = find_submissions(folder, assignment, list(points))
@@ -125,11 +126,13 @@ def find_submissions(folder: Path, assignment: str, known: list[str]) -> list[Su
             found.append(Submission(entry.stem, wanted[0], entry))
         else:
             raise VTError(
-                f"{entry} does not say which assignment it is; give --assignment, one of {', '.join(known)}"
+                f"{entry} does not say which assignment it is; give --assignment, one of"
+                f" {', '.join(known)}"
             )
     if not found:
         raise VTError(
-            f"expected submissions in {folder}, found none: STUDENT/{wanted[0]}.ipynb or STUDENT.ipynb"
+            f"expected submissions in {folder}, found none: STUDENT/{wanted[0]}.ipynb or"
+            " STUDENT.ipynb"
         )
     return found
 
@@ -151,8 +154,9 @@ def grade_one(one: Submission, points: dict[str, float], limits: Limits, pages: 
         "assignment": one.assignment,
         "points": sum(points[name] for name, (ok, _) in results.items() if ok),
         "of": sum(points.values()),
-        "status": status
-        or ("ok" if all(ok for ok, _ in results.values()) else "some checks failed"),
+        "status": (
+            status or ("ok" if all(ok for ok, _ in results.values()) else "some checks failed")
+        ),
         "seconds": round(time.perf_counter() - start, 1),
         "exercises": {name: points[name] if results[name][0] else 0.0 for name in points},
         "key": key,
@@ -227,7 +231,10 @@ def run_submission(
     known: dict[str, Any] = {name: value for event in events for name, value in event.items()}
     cells = known.pop("cells", [])
     if not status and process.returncode:
-        status = f"its process ended with code {process.returncode}: {(errors.strip().splitlines() or ['no message'])[-1]}"
+        status = (
+            f"its process ended with code {process.returncode}:"
+            f" {(errors.strip().splitlines() or ['no message'])[-1]}"
+        )
     if not status and (late := sum(words.startswith("stopped: it ran longer") for words in cells)):
         status = f"time-out in {late} cell{'s' if late > 1 else ''}"
     return (
@@ -270,7 +277,10 @@ def what_holds(limits: Limits) -> str:
         else "no limit of memory on this system"
     )
     network = "no network" if without_network() else "network not cut on this system"
-    return f"{limits.seconds} s per submission, {limits.cell_seconds} s per cell, {memory}, a scratch copy, {network}"
+    return (
+        f"{limits.seconds} s per submission, {limits.cell_seconds} s per cell, {memory}, a scratch"
+        f" copy, {network}"
+    )
 
 
 def write_csv(rows: list[Row], out: Path) -> None:
@@ -291,8 +301,8 @@ def feedback(
 ) -> str:
     """The student's page: marks and what each check said; then the cells that stopped."""
     lines = [
-        f"<tr><td>{'passed' if ok else 'not yet'}</td><td>{html.escape(name)}</td><td>{points[name] * ok:g} of {points[name]:g}</td>"
-        f"<td><pre>{html.escape(words)}</pre></td></tr>"
+        f"<tr><td>{'passed' if ok else 'not yet'}</td><td>{html.escape(name)}</td><td>{points[name] * ok:g}"
+        f" of {points[name]:g}</td><td><pre>{html.escape(words)}</pre></td></tr>"
         for name, (ok, words) in results.items()
     ]
     stops = "".join(

@@ -32,7 +32,8 @@ def release(solutions: Path, exercises: Path, check: bool = False) -> list[Path]
     for path, text in texts.items():
         if check and (not path.exists() or path.read_text() != text):
             raise VTError(
-                f"{path} is not what {solutions / path.name} gives; run: python -m vtlite classroom release"
+                f"{path} is not what {solutions / path.name} gives; run: python -m vtlite classroom"
+                " release"
             )
         if not check:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +48,8 @@ def read(path: Path) -> NotebookNode:
         return nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat raises many types, for JSON, schema and version
         raise VTError(
-            f"expected a Jupyter notebook, found {path}, which cannot be read ({type(error).__name__})"
+            f"expected a Jupyter notebook, found {path}, which cannot be read"
+            f" ({type(error).__name__})"
         ) from error
 
 
@@ -82,13 +84,15 @@ def replace_solutions(code: str, grade_id: str, source: Path) -> str:
         if BEGIN in line or END in line:
             if inside == (BEGIN in line):
                 raise VTError(
-                    f"{source}: {line.strip()} without its partner in cell {grade_id or code.splitlines()[0]!r}"
+                    f"{source}: {line.strip()} without its partner in cell"
+                    f" {grade_id or code.splitlines()[0]!r}"
                 )
             inside = not inside
             if inside:
                 number = ".".join(re.findall(r"\d+", grade_id))
                 lines.append(
-                    f'{line[: len(line) - len(line.lstrip())]}raise NotImplementedError("Exercise {number}: {name} is yours to write")'
+                    f'{line[: len(line) - len(line.lstrip())]}raise NotImplementedError("Exercise'
+                    f' {number}: {name} is yours to write")'
                 )
         elif not inside:
             lines.append(line)

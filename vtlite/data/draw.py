@@ -104,7 +104,8 @@ def place_at(sprites: Tensor, x: Tensor, y: Tensor, scale: Tensor, angle: Tensor
 
 
 def _warped(sprites: Tensor, theta: Tensor) -> Tensor:
-    """Sprites seen through affine maps [B, 2, 3] from places in the result to places in the sprite."""
+    """Sprites seen through affine maps [B, 2, 3] from places in the result to places in the
+    sprite."""
     premultiplied = torch.cat([sprites[:, :3] * sprites[:, 3:], sprites[:, 3:]], 1)
     moved = F.grid_sample(
         premultiplied,

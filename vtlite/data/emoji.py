@@ -95,8 +95,8 @@ def different(sprites: Tensor) -> Tensor:
 
 
 def _visible(sprites: Tensor) -> list[bytes]:
-    """What can be seen of each drawing, for comparing them: colour times opacity, and opacity (or all
-    black line drawings would be the same)."""
+    """What can be seen of each drawing, for comparing them: colour times opacity, and opacity (or
+    all black line drawings would be the same)."""
     seen = torch.cat([sprites[:, :3] * sprites[:, 3:], sprites[:, 3:]], 1)
     return [drawing.tobytes() for drawing in (seen * 255).round().byte().numpy()]
 
@@ -176,8 +176,8 @@ def longtail(g: Generator) -> Classification:
 
 
 def domains(g: Generator) -> Stream:
-    """Eight groups of emoji in one drawing style after another; flags are left out, most styles have
-    none.
+    """Eight groups of emoji in one drawing style after another; flags are left out, most styles
+    have none.
 
     400 + 100 + 300 pictures a style, as many of each group. A concept is held out in every style or
     in none.

@@ -65,7 +65,8 @@ def load_folder(path: str | Path, pixels: Pixels) -> Task:
     for name in ("train", "test"):
         if not (path / name).is_dir():
             raise VTError(
-                f"expected the folder {path / name} with one folder per class in it, found none; see vt.load_task"
+                f"expected the folder {path / name} with one folder per class in it, found none;"
+                " see vt.load_task"
             )
         try:
             splits.append(
@@ -73,13 +74,15 @@ def load_folder(path: str | Path, pixels: Pixels) -> Task:
             )
         except FileNotFoundError as error:
             raise VTError(
-                f"expected images in every class folder of {path / name}, found none in some ({str(error).split('.')[0]})"
+                f"expected images in every class folder of {path / name}, found none in some"
+                f" ({str(error).split('.')[0]})"
             ) from error
     train, test = splits
     if train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes))
         raise VTError(
-            f"expected the same class folders in {path / 'train'} and {path / 'test'}, found {', '.join(differing)} in only one of them"
+            f"expected the same class folders in {path / 'train'} and {path / 'test'}, found"
+            f" {', '.join(differing)} in only one of them"
         )
     return _task(f"folder:{path}", train, test, train.classes, f"images of {path}")
 
@@ -136,7 +139,8 @@ def _open(cls: Any, root: str | Path, split: dict[str, Any], transform: Any) -> 
         return cls(root, **split, transform=transform, download=True)
     except (URLError, OSError, RuntimeError, ValueError) as error:
         raise VTError(
-            f"could not download {cls.__name__} ({error}); check the network, or put its files into {root}"
+            f"could not download {cls.__name__} ({error}); check the network, or put its files into"
+            f" {root}"
         ) from error
 
 
@@ -147,7 +151,8 @@ def _task(name: str, train: Any, test: Any, classes: Sequence[str], description:
     held_out = torch.randperm(len(test), generator=g)[:MAX_TEST].tolist()
     if len(order) < 2 or not held_out:
         raise VTError(
-            f"expected at least two training images and one test image in {name}, found {len(order)} and {len(held_out)}"
+            f"expected at least two training images and one test image in {name}, found"
+            f" {len(order)} and {len(held_out)}"
         )
     return Classification(
         name=name,
@@ -179,7 +184,8 @@ def _transform(pixels: Pixels) -> v2.Compose:
 
 
 def _covering(image: Image.Image, size: tuple[int, int], mode: v2.InterpolationMode) -> Image.Image:
-    """The image made as small (or large) as still covers `size`, height and width; its shape kept."""
+    """The image made as small (or large) as still covers `size`, height and width; its shape
+    kept."""
     scale = max(size[0] / image.height, size[1] / image.width)
     height, width = (
         max(n, round(side * scale)) for n, side in zip(size, image.size[::-1], strict=True)

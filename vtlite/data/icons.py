@@ -39,7 +39,8 @@ def finder(
 ) -> Callable[[str, Sequence[str]], str]:
     """find(code point, names) -> the icon's name, "" if the package has none of them."""
     # An alias is a drawing the other way round, or a name of former times, which may mean something
-    # else today ("cricket" was the game, now it is the insect): only the first kind is one of its own.
+    # else today ("cricket" was the game, now it is the insect): only the first kind is one of its
+    # own.
     flipped = [name for name, alias in icons.get("aliases", {}).items() if "hFlip" in alias]
     known = {squeeze(name): name for name in (*icons["icons"], *flipped)}
     by_point = {code(key): name for key, name in chars.items()}
@@ -57,9 +58,9 @@ def tile(icons: Mapping[str, Any], name: str, size: int) -> Image.Image:
     icon = icons["icons"][alias.get("parent", name)]
     width, height = (icon.get(side, icons[side]) for side in ("width", "height"))
     svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {width} {height}" '
-        f'width="{RENDERED}" height="{RENDERED}">{icon["body"].replace("currentColor", "#000")}</svg>'
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        f' viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {width} {height}" width="{RENDERED}"'
+        f' height="{RENDERED}">{icon["body"].replace("currentColor", "#000")}</svg>'
     )
     drawn = Image.open(io.BytesIO(_render(svg))).convert("RGBA")
     if alias.get("hFlip"):

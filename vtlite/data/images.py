@@ -17,7 +17,8 @@ Labels = Any  # a tensor whose first dimension is the images', or a dict of such
 
 
 class ImageDataset(Dataset[tuple[Tensor, Any]]):
-    """Images (or clips) and targets; item i is (float image [C, H, W] or clip [T, C, H, W], target).
+    """Images (or clips) and targets; item i is (float image [C, H, W] or clip [T, C, H, W],
+    target).
 
     `images` is uint8 [N, C, H, W] or [N, T, C, H, W]. `labels` decides what a target is: int64 [N]
     gives an int, float [N, C] several labels as zeros and ones, int64 [N, H, W] a mask, and a dict
@@ -40,9 +41,9 @@ class ImageDataset(Dataset[tuple[Tensor, Any]]):
             or {len(part) for part in parts} != {len(images)}
         ):
             raise VTError(
-                f"expected uint8 images [N, C, H, W] and N labels, found {images.dtype} "
-                f"{list(images.shape)} and {' and '.join(str(len(part)) for part in parts)} labels; "
-                "convert the images with (image * 255).byte()"
+                f"expected uint8 images [N, C, H, W] and N labels, found {images.dtype}"
+                f" {list(images.shape)} and {' and '.join(str(len(part)) for part in parts)}"
+                " labels; convert the images with (image * 255).byte()"
             )
         self.images, self.labels = images, _each(labels, _as_target)
         self.mean, self.std, self.sources = tuple(mean), tuple(std), sources
@@ -132,7 +133,8 @@ def _item(target: Tensor) -> int | Tensor:
 
 
 def _nearest(masks: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Masks [N, h, w] -> [N, H, W]: each new pixel takes the value of the old one under its middle."""
+    """Masks [N, h, w] -> [N, H, W]: each new pixel takes the value of the old one under its
+    middle."""
     rows, columns = (
         ((torch.arange(new) + 0.5) * old / new).long()
         for new, old in zip(size, masks.shape[1:], strict=True)

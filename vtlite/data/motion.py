@@ -3,8 +3,8 @@
 An emoji goes once round eight places of a circle. The classes are four orders of the same eight
 places: from one to the next, or to the third from it, either way round. Three and eight have no
 common divisor, so every order meets every place once: the frames of a clip, as a set, are the same
-whatever its class. The first place is drawn at random, so that each single frame is, too. What looks
-at one frame, or at all frames without their order, can't be better than chance.
+whatever its class. The first place is drawn at random, so that each single frame is, too. What
+looks at one frame, or at all frames without their order, can't be better than chance.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def motion(g: Generator) -> Clips:
 
 
 def _clips(sprites: Tensor, first: Tensor, step: Tensor, g: Generator) -> Tensor:
-    """An emoji [B, 4, S, S] that starts at place `first` [B] and goes `step` [B] places on from frame
-    to frame, on one background -> [B, T, 3, S, S].
+    """An emoji [B, 4, S, S] that starts at place `first` [B] and goes `step` [B] places on from
+    frame to frame, on one background -> [B, T, 3, S, S].
 
     Nothing that is drawn from `g` depends on `first` or `step`.
     """

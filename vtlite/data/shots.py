@@ -1,8 +1,8 @@
 """Few-shot and base-to-new: smaller tasks out of a classification task, as prompt tuning is judged.
 
 `few_shot(task, 16)` keeps sixteen training images a class, `half(task, "new")` the second half of
-the classes. Both work on any embedded task of one label an image; `load_task("NAME:new:16-shot")` is
-the way in.
+the classes. Both work on any embedded task of one label an image; `load_task("NAME:new:16-shot")`
+is the way in.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ DRAWS = (0, 1, 2)
 
 
 def variant(task: Task, options: Sequence[str]) -> Task:
-    """The task that the words after its name ask for: a stage of a stream, "base" or "new", "K-shot"
-    and the number of the draw, in this order and each only if wanted.
+    """The task that the words after its name ask for: a stage of a stream, "base" or "new",
+    "K-shot" and the number of the draw, in this order and each only if wanted.
 
     Raises `VTError` for other words, and for tasks that have no such variant.
     """

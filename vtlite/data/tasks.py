@@ -1,8 +1,9 @@
 """The embedded tasks, by name: the table of them, and `load_task`.
 
-Each has 800 training and 200 validation images (where its idea does not ask for other numbers) and a
-test set whose drawings are in neither. A task is made by one short function of the files beside this
-one; the same seed gives the same pixels. `vt.load_task("NAME")` is the way in, `vt.TASKS` the list.
+Each has 800 training and 200 validation images (where its idea does not ask for other numbers) and
+a test set whose drawings are in neither. A task is made by one short function of the files beside
+this one; the same seed gives the same pixels. `vt.load_task("NAME")` is the way in, `vt.TASKS` the
+list.
 """
 
 from __future__ import annotations

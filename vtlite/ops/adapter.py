@@ -43,7 +43,7 @@ WIDEST = 128  # bottlenecks above it do not fit on the chip beside the tiles of 
 
 
 # 1. What it means
-# -------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def adapter_reference(
     x: Tensor,
     down: Tensor,
@@ -69,7 +69,7 @@ def adapter_reference(
 
 
 # 2. The operator
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 @torch.library.custom_op("vtlite::adapter", mutates_args=())
 def _adapter(
     x: Tensor,
@@ -256,7 +256,7 @@ def _fold(
 
 
 # 3. The kernels
-# ---------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 if triton:
 
     @triton.jit
@@ -544,7 +544,7 @@ def _launch_backward(
 
 
 # 4. The function
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def adapter(
     x: Tensor,
     down: Tensor,
@@ -584,7 +584,8 @@ def adapter(
     ):
         if t is not None and t.shape != shape:
             raise VTError(
-                f"expected {name} of shape {list(shape)} beside x {list(x.shape)} and down {list(down.shape)}, found {list(t.shape)}"
+                f"expected {name} of shape {list(shape)} beside x {list(x.shape)} and down"
+                f" {list(down.shape)}, found {list(t.shape)}"
             )
     _, down, up, down_bias, up_bias = same_dtype(
         x.new_empty(0), down, up, down_bias, up_bias

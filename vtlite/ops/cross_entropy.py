@@ -26,7 +26,7 @@ IGNORED = -100  # the label of a row that does not count, as in PyTorch
 
 
 # 1. What it means
-# -------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def cross_entropy_reference(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """logits [..., C], labels [...] -> scalar: the mean over all rows but those with the label
     -100."""
@@ -39,7 +39,7 @@ def cross_entropy_reference(logits: Tensor, labels: Tensor, label_smoothing: flo
 
 
 # 2. The operator
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 @torch.library.custom_op("vtlite::cross_entropy", mutates_args=())
 def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
     """logits [M, C], labels [M] -> the loss in at least float32, q - p [M, C] (zero in rows that do
@@ -87,7 +87,7 @@ _cross_entropy.register_autograd(_backward, setup_context=_setup)
 
 
 # 3. The kernel
-# ----------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 if triton:
 
     @triton.jit
@@ -160,7 +160,7 @@ def _launch(logits: Tensor, labels: Tensor, label_smoothing: float) -> tuple[Ten
 
 
 # 4. The function
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """As `cross_entropy_reference`, and as `F.cross_entropy` with the classes last: logits [...,
     C], labels [...] -> scalar.
@@ -173,7 +173,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
     if labels.shape != logits.shape[:-1] or labels.dtype != torch.long:
         rows, found = list(logits.shape[:-1]), f"{list(labels.shape)} of {labels.dtype}"
         raise VTError(
-            f"expected a class number of type long for each row of logits, {rows}, found {found}; pass labels, not probabilities"
+            f"expected a class number of type long for each row of logits, {rows}, found {found};"
+            " pass labels, not probabilities"
         )
     if not 0 <= label_smoothing <= 1:
         raise VTError(f"expected label_smoothing in [0, 1], found {label_smoothing}")

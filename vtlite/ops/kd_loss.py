@@ -35,16 +35,18 @@ SMALL = (
 
 
 # 1. What it means
-# -------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def kd_loss_reference(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """student [..., C], teacher [..., C] -> scalar: the mean over rows of T^2 KL(teacher ||
     student)."""
     log_q, log_p = (student / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1)
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    p = log_p.exp()
+    # a class that the teacher excludes, with a logit of -inf, costs nothing
+    return temperature**2 * (p * (log_p - log_q)).masked_fill(p == 0, 0).sum(-1).mean()
 
 
 # 2. The operator
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 @torch.library.custom_op("vtlite::kd_loss", mutates_args=())
 def _kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """student [M, C], teacher [M, C] -> the loss in at least float32, q - p [M, C]"""
@@ -55,7 +57,8 @@ def _kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tens
         torch.log_softmax(z.to(wide(student)) / temperature, 1) for z in (student, teacher)
     )
     p = log_p.exp()
-    loss = temperature**2 * log_p.sub_(log_q).mul_(p).sum(1).mean()
+    terms = log_p.sub_(log_q).mul_(p).masked_fill_(p == 0, 0)
+    loss = temperature**2 * terms.sum(1).mean()
     return loss, log_q.exp_().sub_(p).to(student.dtype)
 
 
@@ -82,7 +85,7 @@ _kd_loss.register_autograd(_backward, setup_context=_setup)
 
 
 # 3. The kernel
-# ----------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 if triton:
 
     @triton.jit
@@ -129,7 +132,7 @@ if triton:
             log_q = tl.where(c < C, zq - top_q - tl.log(total_q), 0.0)
             log_p = tl.where(c < C, zp - top_p - tl.log(total_p), 0.0)
             p = tl.exp(log_p)
-            loss += tl.sum(p * (log_p - log_q), 0)
+            loss += tl.sum(tl.where(p > 0, p * (log_p - log_q), 0.0), 0)
             tl.store(
                 difference + row * C + c,
                 (tl.exp(log_q) - p).to(difference.dtype.element_ty),
@@ -159,7 +162,7 @@ def _launch(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tenso
 
 
 # 4. The function
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """As `kd_loss_reference`, in one operation: student [..., C], teacher [..., C] -> scalar. Only
     the student gets a gradient.
@@ -171,7 +174,8 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     if student.shape != teacher.shape:
         found = f"{list(student.shape)} and {list(teacher.shape)}"
         raise VTError(
-            f"expected logits of one shape from student and teacher, found {found}; give both the same images and classes"
+            f"expected logits of one shape from student and teacher, found {found}; give both the"
+            " same images and classes"
         )
     teacher, C = teacher.detach(), student.shape[-1]
     if not use_kernel(student) and (

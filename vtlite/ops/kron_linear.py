@@ -27,7 +27,7 @@ from vtlite.ops._launch import same_dtype
 
 
 # 1. What it means
-# -------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def kron_linear_reference(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     """x [..., p q], A [n, a, p], B [n, b, q] -> y [..., a b] = x (sum_i kron(A_i, B_i))^T. A B of
     low rank is given as its product."""
@@ -46,7 +46,7 @@ def kron_matrix(A: Tensor, B: Tensor) -> Tensor:
 
 
 # 2. The operator
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 @torch.library.custom_op("vtlite::kron_linear", mutates_args=())
 def _kron_linear(x: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """x [M, p q] -> y [M, a b], and C [p n, M b] or, with rows first, [q n, M a]"""
@@ -134,14 +134,14 @@ def _exchanged(x: Tensor, rows: int) -> Tensor:
 
 
 # 3. No kernel
-# -----------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Both products are matrix products, which cuBLAS does well; a kernel could only save writing and
 # reading what lies between them, one tensor as large as x. Counting the bytes moved, that is a
 # ceiling of about 1.2 times the speed of the layer: an estimate, not a measurement.
 
 
 # 4. The function
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def kron_linear(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     """As `kron_linear_reference`, in one operation with a backward pass of its own, on every
     device.

@@ -27,7 +27,7 @@ SMALL = (
 
 
 # 1. What it means
-# -------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def mixed_op_reference(xs: Sequence[Tensor] | Tensor, alpha: Tensor) -> Tensor:
     """xs K tensors [...], or one [K, ...]; alpha [K] -> y [...]."""
     weights = alpha.softmax(0)
@@ -38,7 +38,7 @@ def mixed_op_reference(xs: Sequence[Tensor] | Tensor, alpha: Tensor) -> Tensor:
 
 
 # 2. The operator
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 @torch.library.custom_op("vtlite::mixed_op", mutates_args=())
 def _mixed_op(xs: Sequence[Tensor], alpha: Tensor) -> Tensor:
     """K tensors of one shape and type -> y, of the same"""
@@ -87,7 +87,7 @@ _mixed_op.register_autograd(_backward, setup_context=_setup)
 
 
 # 3. The kernels
-# ---------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 if triton:
 
     @triton.jit
@@ -139,7 +139,7 @@ def _launch_backward(dy: Tensor, xs: Sequence[Tensor], weights: Tensor) -> tuple
 
 
 # 4. The function
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def mixed_op(xs: Sequence[Tensor] | Tensor, alpha: Tensor) -> Tensor:
     """As `mixed_op_reference`, in one operation. Raises `VTError` where the candidates differ in
     shape or in number from alpha.
@@ -150,7 +150,8 @@ def mixed_op(xs: Sequence[Tensor] | Tensor, alpha: Tensor) -> Tensor:
     if alpha.shape != (len(xs),) or any(x.shape != xs[0].shape for x in xs):
         found = f"alpha {list(alpha.shape)} and candidates {[list(x.shape) for x in xs]}"
         raise VTError(
-            f"expected one number of alpha for each candidate, and candidates of one shape, found {found}"
+            "expected one number of alpha for each candidate, and candidates of one shape, found"
+            f" {found}"
         )
     dtype = reduce(torch.promote_types, (x.dtype for x in xs))
     if not use_kernel(xs[0]) and xs[0].numel() < SMALL:

@@ -46,7 +46,7 @@ PARTS = 8
 
 
 # 1. What it means
-# -------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def prompt_attention_reference(q: Tensor, k: Tensor, v: Tensor, pk: Tensor, pv: Tensor) -> Tensor:
     """q, k, v [B, H, N, D], pk, pv [H, P, D] -> [B, H, N, D]"""
     P = pk.shape[1]
@@ -62,7 +62,7 @@ def concatenated_attention(q: Tensor, k: Tensor, v: Tensor, pk: Tensor, pv: Tens
 
 
 # 2. The operator
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 @torch.library.custom_op("vtlite::prompt_attention", mutates_args=())
 def _prompt_attention(
     q: Tensor, k: Tensor, v: Tensor, pk: Tensor, pv: Tensor
@@ -169,7 +169,7 @@ def _together(prompts: Tensor, own: Tensor) -> Tensor:
 
 
 # 3. The kernels
-# ---------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 if triton:
 
     @triton.jit
@@ -524,7 +524,7 @@ def _launch_backward(
 
 
 # 4. The function
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def prompt_attention(q: Tensor, k: Tensor, v: Tensor, pk: Tensor, pv: Tensor) -> Tensor:
     """As `prompt_attention_reference`, in one operation. Raises `VTError` for sizes that do not fit
     together.
@@ -543,7 +543,8 @@ def prompt_attention(q: Tensor, k: Tensor, v: Tensor, pk: Tensor, pv: Tensor) ->
     ):
         found = ", ".join(str(list(t.shape)) for t in (q, k, v, pk, pv))
         raise VTError(
-            f"expected q, k, v of one shape [B, H, N, D] and the prompts' keys and values of one shape [H, P, D], found {found}"
+            "expected q, k, v of one shape [B, H, N, D] and the prompts' keys and values of one"
+            f" shape [H, P, D], found {found}"
         )
     q, k, v, pk, pv = same_dtype(q, k, v, pk, pv)
     if use_kernel(q, dot=True) and D <= WIDEST:

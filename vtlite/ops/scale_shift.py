@@ -21,14 +21,14 @@ from vtlite.storage import VTError
 
 
 # 1. What it means
-# -------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def scale_shift_reference(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """x [..., D], scale [D], shift [D] -> y [..., D]."""
     return x * scale + shift
 
 
 # 2. The operator
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 @torch.library.custom_op("vtlite::scale_shift", mutates_args=())
 def _scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """x [M, D] -> y [M, D]"""
@@ -67,7 +67,7 @@ _scale_shift.register_autograd(_backward, setup_context=_setup)
 
 
 # 3. The kernels
-# ---------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 if triton:
 
     @triton.jit
@@ -77,9 +77,9 @@ if triton:
         m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)[:, None]
         d = tl.program_id(1) * BD + tl.arange(0, BD)[None, :]
         inside = (m < M) & (d < D)
-        out = tl.load(x + m * D + d, mask=inside).to(ACC) * tl.load(scale + d, mask=d < D).to(
-            ACC
-        ) + tl.load(shift + d, mask=d < D).to(ACC)
+        gain = tl.load(scale + d, mask=d < D).to(ACC)
+        offset = tl.load(shift + d, mask=d < D).to(ACC)
+        out = tl.load(x + m * D + d, mask=inside).to(ACC) * gain + offset
         tl.store(y + m * D + d, out.to(y.dtype.element_ty), mask=inside)
 
     @triton.jit
@@ -154,7 +154,7 @@ def _launch_backward(dy: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tens
 
 
 # 4. The function
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """As `scale_shift_reference`; CUDA tensors take the kernel. Raises `VTError` where scale or
     shift is not one number per channel.

@@ -28,7 +28,7 @@ from vtlite.storage import VTError
 
 
 # 1. What it means
-# -------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def sparse_linear_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor, places: Tensor
 ) -> Tensor:
@@ -43,7 +43,7 @@ def with_entries(weight: Tensor, values: Tensor, places: Tensor) -> Tensor:
 
 
 # 2. The operator
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 @torch.library.custom_op("vtlite::sparse_linear", mutates_args=())
 def _sparse_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor, places: Tensor
@@ -109,14 +109,14 @@ def _(
 
 
 # 3. No kernel
-# -----------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # The product with W' is a matrix product, which cuBLAS does well, and what surrounds it is small: a
 # copy of W does not grow with the batch, and for k entries a row the gathers move about k times the
 # bytes of y.
 
 
 # 4. The function
-# --------------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 def sparse_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor, places: Tensor
 ) -> Tensor:

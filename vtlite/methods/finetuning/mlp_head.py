@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vtlite.backbones.base import about
 from vtlite.method import Backbone, Method, Predictor
 from vtlite.task import Task
 
@@ -37,7 +38,7 @@ class MLPHead(Method):
         self.expect(0 <= self.dropout < 1, "dropout", "in [0, 1)")
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
-        width, hidden = backbone.num_features, list[nn.Module]()
+        width, hidden = about(backbone).num_features, list[nn.Module]()
         for _ in range(self.layers):
             linear = nn.Linear(width, width)
             nn.init.kaiming_normal_(linear.weight, mode="fan_out")

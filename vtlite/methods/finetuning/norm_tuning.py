@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
+from vtlite.backbones.base import is_norm
 from vtlite.method import HIGH_LRS, Backbone, Method
 
 
@@ -26,5 +25,5 @@ class NormTuning(Method):
 
     def attach(self, backbone: Backbone) -> None:
         for module in backbone.modules():
-            if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._BatchNorm):
+            if is_norm(module):
                 module.requires_grad_(True)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
-from vtlite.backbones.stages import stages
+from vtlite.backbones.stages import parameters_by_layer
 from vtlite.method import Backbone, Method
 
 
 @dataclass
 class Partial(Method):
-    """Train the last k blocks and the final norm; what comes before stays frozen.
+    """Train the last k blocks and what follows them (the final norm); what comes before stays
+    frozen.
 
         theta = (frozen theta_1 ... theta_{L-k},  trained theta_{L-k+1} ... theta_L)
 
@@ -31,14 +33,9 @@ class Partial(Method):
         )
 
     def attach(self, backbone: Backbone) -> None:
-        found = stages(backbone)
-        self.expect(
-            self.blocks <= len(found),
-            "blocks",
-            f"of at most {len(found)}, the backbone's number of blocks",
-        )
-        finals = [
-            getattr(backbone, name) for name in ("norm", "fc_norm") if hasattr(backbone, name)
-        ]  # a ResNet has none
-        for part in (*found[-self.blocks :], *finals):
-            part.requires_grad_(True)
+        backbone.requires_grad_(True)
+        layers = parameters_by_layer(backbone)  # before the blocks, the L blocks, after them
+        L = len(layers) - 2
+        self.expect(self.blocks <= L, "blocks", f"of at most {L}, the backbone's number of blocks")
+        for parameter in chain(*layers[: L + 1 - self.blocks]):
+            parameter.requires_grad = False

@@ -7,7 +7,9 @@ an interrupted `fit` takes it back.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +17,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader
 
+from vtlite.backbones.stages import keeps_values
 from vtlite.method import Backbone, Tuned
+from vtlite.storage import VTError
+
+
+class _OtherMethod(nn.Module):
+    """A module whose forward is another method of `base`."""
+
+    def __init__(self, base: nn.Module, name: str) -> None:
+        super().__init__()
+        self.base, self.name = base, name
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return getattr(self.base, self.name)(*inputs, **named)
 
 
 class ChangedModule(nn.Module):
@@ -30,35 +45,27 @@ class ChangedModule(nn.Module):
         """The change of each parameter by its name, in its shape."""
         raise NotImplementedError
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return functional_call(
-            self.base,
-            {name: getattr(self.base, name) + change for name, change in self.changes().items()},
-            inputs,
-        )
+    def changed(self) -> dict[str, Tensor]:
+        """p + change of each parameter that changes."""
+        return {name: getattr(self.base, name) + c for name, c in self.changes().items()}
 
-    # To whoever reads its weights, as attention in a text tower does, it is the layer it stands for.
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return functional_call(self.base, self.changed(), inputs, named)
 
-    @property
-    def weight(self) -> Tensor:
-        return self.changed("weight")
+    def __getattr__(self, name: str) -> Any:
+        """What else is asked of the module: a parameter is read with its change, another method of
+        it computes with all changes (a table of positions has `get_bias`)."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            found = getattr(super().__getattr__("base"), name)
+        if isinstance(found, nn.Parameter):
+            return self.changed().get(name, found)
+        return partial(self._other, name) if inspect.ismethod(found) else found
 
-    @property
-    def bias(self) -> Tensor | None:
-        return self.changed("bias")
-
-    @property
-    def in_features(self) -> int:
-        return self.base.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.base.out_features
-
-    def changed(self, name: str) -> Any:
-        """One parameter of the base as it is computed with."""
-        parameter, change = getattr(self.base, name), self.changes().get(name)
-        return parameter if change is None else parameter + change
+    def _other(self, name: str, *inputs: Any, **named: Any) -> Any:
+        values = {f"base.{key}": value for key, value in self.changed().items()}
+        return functional_call(_OtherMethod(self.base, name), values, inputs, named)
 
     def merged(self) -> nn.Module:
         """The plain module with p <- p + change."""
@@ -69,14 +76,22 @@ class ChangedModule(nn.Module):
 
 def change_modules(backbone: Backbone, make: Callable[[str, nn.Module], nn.Module | None]) -> None:
     """Replace every module but the backbone itself by `make(name, module)`, called from input to
-    output, where that is not None."""
-    made = [(name, make(name, module)) for name, module in list(backbone.named_modules()) if name]
-    for name, module in reversed(
-        made
-    ):  # a module may hold others: the inner ones are replaced before its name leads elsewhere
+    output, where that is not None.
+
+    Raises `VTError` for a module that would not see its change.
+    """
+    made = {module: make(name, module) for name, module in list(backbone.named_modules()) if name}
+    if any(changed is not None and keeps_values(module) for module, changed in made.items()):
+        raise VTError(
+            "expected a network that computes from its parameters each time, found "
+            f"{type(backbone).__name__}, whose attention keeps what it computed of them; "
+            "tune it with a method of the fine-tuning group"
+        )
+    places = [(n, m) for n, m in backbone.named_modules(remove_duplicate=False) if n]
+    for name, module in reversed(places):  # inner ones first, before a name leads elsewhere
         parent, _, last = name.rpartition(".")
-        if module is not None:
-            setattr(backbone.get_submodule(parent), last, module)
+        if (changed := made[module]) is not None:
+            setattr(backbone.get_submodule(parent), last, changed)
 
 
 @torch.no_grad()

@@ -8,11 +8,17 @@ qkv are two), R rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vtlite.backbones.stages import attention_blocks, stage_names
+from vtlite.backbones.stages import (
+    PROJECTIONS,
+    attention_blocks,
+    sees_images,
+    stage_names,
+)
 from vtlite.method import Backbone
 from vtlite.ops.lora_linear import lora_linear
 from vtlite.storage import VTError
@@ -24,7 +30,8 @@ class UpdatedLinear(nn.Module):
 
     `groups` says which groups have one: (True,) is the whole layer, (True, False, True) the queries
     and values of a fused qkv. A subclass says what the update is, once for the forward pass
-    (`update`) and once as a matrix for merging (`delta`).
+    (`update`) and once as a matrix for merging (`delta`). To whoever reads it, it is a linear
+    layer: `weight` [N, K], with the update, and `bias`, `in_features`, `out_features`.
     """
 
     def __init__(self, base: nn.Linear, groups: Sequence[bool] = (True,)) -> None:
@@ -48,10 +55,32 @@ class UpdatedLinear(nn.Module):
             )  # `+=` would also copy the slice onto itself
         return y
 
+    def change(self) -> Tensor:
+        """All updates as one matrix [N, K], zero in the groups without."""
+        changes = {start: self.delta(group) for group, start in enumerate(self.starts)}
+        none = torch.zeros_like(self.base.weight[: self.rows])
+        starts = range(0, self.base.out_features, self.rows)
+        return torch.cat([changes.get(start, none) for start in starts])
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight + self.change()
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base.bias
+
+    @property
+    def in_features(self) -> int:
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base.out_features
+
     def merged(self) -> nn.Linear:
         """The plain layer with W <- W + delta."""
-        for group, start in enumerate(self.starts):
-            self.base.weight[start : start + self.rows] += self.delta(group)
+        self.base.weight += self.change()
         return self.base
 
 
@@ -106,16 +135,18 @@ class SlicedLinear(LowRankLinear):
 
 
 def qkv_groups(layer: str, targets: str) -> tuple[bool, ...]:
-    """Which thirds of the layer called `layer` get an update: of a fused qkv those in `targets`, of
-    any other layer the whole."""
-    return tuple(letter in targets for letter in "qkv") if layer == "qkv" and targets else (True,)
+    """Which parts of the layer called `layer` get an update: of a projection of the attention those
+    in `targets` (of a fused qkv three), of any other layer, or without targets, the whole."""
+    letters = PROJECTIONS.get(layer, "") if targets else ""
+    return tuple(letter in targets for letter in letters) or (True,)
 
 
 def check_rank(method: str, rank: int, rows: int, columns: int) -> None:
     """Raise `VTError` where a matrix [rows, columns] has no room for `rank`."""
     if rank > min(rows, columns):
         raise VTError(
-            f"{method}: expected rank at most {min(rows, columns)} for a {rows} x {columns} matrix, found {rank}; lower it"
+            f"{method}: expected rank at most {min(rows, columns)} for a {rows} x {columns} matrix,"
+            f" found {rank}; lower it"
         )
 
 
@@ -123,27 +154,52 @@ def replace_layers(
     backbone: Backbone,
     method: str,
     names: Sequence[str],
-    make: Callable[[nn.Module, str], nn.Module],
+    make: Callable[[Any, str], nn.Module],
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear,),
+    targets: str = "",
 ) -> None:
     """Replace each layer in the backbone's blocks or stages whose last name is in `names` by
     `make(layer, last name)`.
 
-    Raises `VTError` where there is none.
+    "qkv" stands for the projections of an attention whatever they are called; of those that make
+    none of `targets` ("qv": not of keys alone), none is replaced. Raises `VTError` where there is
+    no layer of these names, or one that is not of `kinds`.
     """
+    wanted = {*names, *PROJECTIONS} if "qkv" in names else {*names}
     inside = tuple(f"{stage}." for stage in stage_names(backbone))
-    found = [
-        name
-        for name, _ in backbone.named_modules()
-        if name.startswith(inside) and name.rpartition(".")[2] in names
-    ]
+    layers = {
+        name: layer
+        for name, layer in backbone.named_modules(remove_duplicate=False)
+        if name.startswith(inside) and sees_images(name)
+    }
+    found = {name: layer for name, layer in layers.items() if name.rpartition(".")[2] in wanted}
+    found = {name: layer for name, layer in found.items() if _projects(name, layer, names)}
     if not found:
+        others = {n.rpartition(".")[2] for n, layer in layers.items() if isinstance(layer, kinds)}
         raise VTError(
-            f"{method}: expected a backbone with layers named {' or '.join(names)} in its blocks, found {type(backbone).__name__} without; "
-            "choose a Vision Transformer, or other layers"
+            f"{method}: expected a backbone with layers named {' or '.join(names)} in its blocks, "
+            f"found {type(backbone).__name__} without; "
+            f"choose a Vision Transformer, or layers out of {', '.join(sorted(others)) or 'none'}"
         )
-    for name in found:
+    for name, layer in found.items():
+        if not isinstance(layer, kinds):
+            raise VTError(
+                f"{method}: expected layers of kind {' or '.join(k.__name__ for k in kinds)}, found"
+                f" a {type(layer).__name__} called {name} in {type(backbone).__name__}; choose"
+                " other layers, or a Vision Transformer"
+            )
+    made: dict[nn.Module, nn.Module] = {}  # a layer may stand in two places
+    for name, layer in found.items():
         parent, _, last = name.rpartition(".")
-        setattr(backbone.get_submodule(parent), last, make(backbone.get_submodule(name), last))
+        if any(qkv_groups(last, targets)):
+            made[layer] = made[layer] if layer in made else make(layer, last)
+            setattr(backbone.get_submodule(parent), last, made[layer])
+
+
+def _projects(name: str, layer: nn.Module, names: Sequence[str]) -> bool:
+    """Whether a layer was asked for by its own name, or is a projection of an attention."""
+    last = name.rpartition(".")[2]
+    return last in names or (last in PROJECTIONS and isinstance(layer, nn.Linear))
 
 
 def replace_slices(
@@ -152,24 +208,26 @@ def replace_slices(
     rank: int,
     make: Callable[[nn.Linear, int, nn.Parameter, nn.Parameter], SlicedLinear],
 ) -> None:
-    """Replace qkv, proj, fc1 and fc2 in all blocks of a ViT by `make(layer, slices, U, V)` with one
-    U [D, rank] and V [rank, D] for all.
+    """Replace the projections of the attention and of the MLP in all blocks of a ViT by
+    `make(layer, slices, U, V)` with one U [D, rank] and V [rank, D] for all.
 
     U starts as an nn.Linear, V at zero. Raises `VTError` for a backbone with other widths in other
     blocks.
     """
-    D = attention_blocks(backbone, method, plain=True)[0].attn.qkv.in_features
+    attention_blocks(backbone, method, ("attn.proj", "mlp"), plain=True)
+    D = backbone.embed_dim
     U = nn.Parameter(torch.empty(D, rank).uniform_(-(D**-0.5), D**-0.5))
     V = nn.Parameter(torch.zeros(rank, D))
 
-    def sliced(layer: nn.Module, name: str) -> SlicedLinear:
-        assert isinstance(layer, nn.Linear)
+    def sliced(layer: nn.Linear, name: str) -> SlicedLinear:
         slices, rest = divmod(max(layer.weight.shape), D)
         if rest or min(layer.weight.shape) != D:
             raise VTError(
-                f"{method}: expected weights that divide into {D} x {D} slices, found {name} with {layer.out_features} x "
-                f"{layer.in_features}; choose a ViT whose MLP is a whole number of times as wide"
+                f"{method}: expected weights that divide into {D} x {D} slices, found {name} with "
+                f"{layer.out_features} x {layer.in_features}; "
+                "choose a ViT whose MLP is a whole number of times as wide"
             )
         return make(layer, slices, U, V)
 
-    replace_layers(backbone, method, ("qkv", "proj", "fc1", "fc2"), sliced)
+    # SwiGLU's first layer is one (fc1), or two
+    replace_layers(backbone, method, ("qkv", "proj", "fc1", "fc1_g", "fc1_x", "fc2"), sliced)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from vtlite.backbones.stages import attention_blocks
+from vtlite.backbones.stages import attention_blocks, take_gain
 from vtlite.method import Backbone, Method
 from vtlite.ops.adapter import adapter
 
@@ -34,8 +35,8 @@ class AdaptMLP(nn.Module):
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
 
-    def forward(self, x: Tensor) -> Tensor:
-        beside = self.gain(self.mlp(self.norm(x)))
+    def forward(self, x: Tensor, *more: Any) -> Tensor:  # PVT's MLP is also told the map's size
+        beside = self.gain(self.mlp(self.norm(x), *more))
         weights = self.down.weight, self.up.weight, self.down.bias, self.up.bias
         dropout = self.dropout if self.training else 0.0
         return adapter(
@@ -73,11 +74,11 @@ class AdaptFormer(Method):
         self.expect(0 <= self.dropout < 1, "dropout", "in [0, 1)")
 
     def attach(self, backbone: Backbone) -> None:
-        for block in attention_blocks(backbone, "adaptformer"):
-            # The block computes x + ls2(mlp(norm2(x))): the new module takes all three parts, so
+        for block in attention_blocks(backbone, "adaptformer", ("norm2", "mlp.fc2")):
+            # The block computes x + gain(mlp(norm2(x))): the new module takes all three parts, so
             # that it sees x before the norm.
-            gain, dim = getattr(block, "ls2", nn.Identity()), block.mlp.fc2.out_features
+            gain, dim = take_gain(block), block.mlp.fc2.out_features
             block.mlp = AdaptMLP(
                 block.norm2, block.mlp, gain, dim, self.bottleneck, self.scale, self.dropout
             )
-            block.norm2 = block.ls2 = nn.Identity()
+            block.norm2 = nn.Identity()

@@ -78,7 +78,8 @@ def noise_multiplier_for(target: float, sample_rate: float, steps: int, delta: f
         low, high = high, 2 * high
         if high > 1e9:
             raise VTError(
-                f"noise_multiplier_for: expected an epsilon that noise can reach, found {target}; raise it, or delta"
+                f"noise_multiplier_for: expected an epsilon that noise can reach, found {target};"
+                " raise it, or delta"
             )
     while high - low > 1e-6 * high:
         middle = (low + high) / 2

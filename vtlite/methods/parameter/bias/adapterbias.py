@@ -29,9 +29,27 @@ class AdapterBiasLinear(nn.Module):
 
     def merged(self) -> nn.Linear:
         """The plain layer with W <- W + v w^T and b <- b + c v."""
-        self.base.weight += torch.outer(self.vector, self.alpha.weight[0])
-        self.base.bias.add_(self.alpha.bias * self.vector)
+        weight, bias = self.weight, self.bias
+        self.base.weight.copy_(weight)
+        self.base.bias = nn.Parameter(bias)
         return self.base
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight + torch.outer(self.vector, self.alpha.weight[0])
+
+    @property
+    def bias(self) -> Tensor:
+        bias = self.alpha.bias * self.vector
+        return bias if self.base.bias is None else self.base.bias + bias
+
+    @property
+    def in_features(self) -> int:
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base.out_features
 
 
 @dataclass
@@ -55,6 +73,8 @@ class AdapterBias(Method):
     norms: bool = False  # also train the norm before each MLP
 
     def attach(self, backbone: Backbone) -> None:
-        for block in attention_blocks(backbone, "adapterbias"):
+        parts = ("mlp.fc2", "norm2") if self.norms else ("mlp.fc2",)
+        for block in attention_blocks(backbone, "adapterbias", parts):
             block.mlp.fc2 = AdapterBiasLinear(block.mlp.fc2)
-            block.norm2.requires_grad_(self.norms)
+            if self.norms:
+                block.norm2.requires_grad_(True)

@@ -14,6 +14,10 @@ from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.storage import unknown
 
 THIRDS = ("query", "key", "value")
+# A bias by its name in a parameter's own module, where queries, keys and values have theirs apart
+# from a layer (BEiT, EVA); and that of a layer for each of them.
+APART = {f"{third[0]}_bias": third for third in THIRDS}
+SINGLE = {f"{third[0]}{ending}": third for third in THIRDS for ending in ("", "_proj")}
 
 
 class SplitBias(nn.Module):
@@ -30,11 +34,27 @@ class SplitBias(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.base.weight, torch.cat(list(self.parts)))
+        return F.linear(x, self.weight, self.bias)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor:
+        return torch.cat(list(self.parts))
+
+    @property
+    def in_features(self) -> int:
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base.out_features
 
     def merged(self) -> nn.Linear:
         """The plain layer with the parts as its bias."""
-        self.base.bias.copy_(torch.cat(list(self.parts)))
+        self.base.bias.copy_(self.bias)
         return self.base
 
 
@@ -67,24 +87,32 @@ class BitFit(Method):
         )
 
     def attach(self, backbone: Backbone) -> None:
-        biases = [
-            name.removesuffix(".bias")
+        biases = {
+            name: called(name)
             for name, _ in backbone.named_parameters()
-            if name.endswith(".bias")
-        ]
+            if name.endswith((".bias", "_bias"))
+        }
         if self.subset:
             inside = tuple(f"{stage}." for stage in stage_names(backbone))
-            biases = [name for name in biases if name.startswith(inside)]
-            names = {name.rpartition(".")[2] for name in biases}
+            biases = {name: of for name, of in biases.items() if name.startswith(inside)}
+            names = set(biases.values())
             names |= set(THIRDS) if "qkv" in names else set()
-            for name in self.subset:
-                if name not in names:
-                    raise unknown("layer of bitfit's subset", name, sorted(names))
+            for wanted in self.subset:
+                if wanted not in names:
+                    raise unknown("layer of bitfit's subset", wanted, sorted(names))
         thirds = tuple(third in self.subset for third in THIRDS)
-        for name in biases:
-            parent, _, last = name.rpartition(".")
-            layer = backbone.get_submodule(name)
-            if not self.subset or last in self.subset:
-                layer.bias.requires_grad = True
-            elif last == "qkv" and any(thirds):
-                setattr(backbone.get_submodule(parent), last, SplitBias(layer, thirds))
+        for name, of in biases.items():
+            if not self.subset or of in self.subset:
+                backbone.get_parameter(name).requires_grad = True
+            elif of == "qkv" and any(thirds):
+                layer = name.removesuffix(".bias")
+                parent, _, last = layer.rpartition(".")
+                split = SplitBias(backbone.get_submodule(layer), thirds)
+                setattr(backbone.get_submodule(parent), last, split)
+
+
+def called(name: str) -> str:
+    """What a subset calls the bias of this name: by its layer, or query, key, value."""
+    layer, _, last = name.rpartition(".")
+    layer = layer.rpartition(".")[2]
+    return APART.get(last, SINGLE.get(layer, layer))

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtlite.backbones.base import channel_dim
+from vtlite.backbones.stages import sees_images
 from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.storage import VTError
 
@@ -20,7 +22,8 @@ class ShiftPerImage(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, shifts: Tensor, dim: int) -> Tensor:
         ctx.images, ctx.dim = len(shifts), dim
-        return y.view_as(y)
+        ctx.mark_dirty(y)  # not a view of y, which a network that writes into it could not have
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -47,7 +50,11 @@ class BiasPerImage(nn.Module):
         y = self.layer(x)
         if self.shifts is None:
             return y
-        return ShiftPerImage.apply(y, self.shifts, 1 if isinstance(self.layer, nn.Conv2d) else -1)
+        return ShiftPerImage.apply(y, self.shifts, channel_dim(self.layer))
+
+    @property
+    def weight(self) -> Tensor:
+        return self.layer.get_parameter("weight")
 
     def merged(self) -> nn.Module:
         return self.layer
@@ -91,10 +98,12 @@ class DPBitFit(Method):
         for name, layer in list(backbone.named_modules()):
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 raise VTError(
-                    f"dp_bitfit: expected a ViT or Swin without batch norm, which mixes the images of a batch, "
-                    f"found {type(backbone).__name__}; choose such a backbone, or bitfit without privacy"
+                    "dp_bitfit: expected a ViT or Swin without batch norm, which mixes the images"
+                    f" of a batch, found {type(backbone).__name__}; choose such a backbone, or"
+                    " bitfit without privacy"
                 )
-            if isinstance(layer, nn.Linear | nn.LayerNorm | nn.Conv2d) and layer.bias is not None:
+            kinds = nn.Linear | nn.LayerNorm | nn.Conv2d
+            if isinstance(layer, kinds) and layer.bias is not None and sees_images(name):
                 parent, _, last = name.rpartition(".")
                 setattr(backbone.get_submodule(parent), last, BiasPerImage(layer))
 

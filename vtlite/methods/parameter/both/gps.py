@@ -32,7 +32,8 @@ class SparseModule(ChangedModule):
         super().__init__(base)
         if k > base.weight[0].numel():
             raise VTError(
-                f"gps: expected k of at most {base.weight[0].numel()}, the fewest inputs of a neuron, found {k}; lower it"
+                f"gps: expected k of at most {base.weight[0].numel()}, the fewest inputs of a"
+                f" neuron, found {k}; lower it"
             )
         self.values = nn.Parameter(torch.zeros(len(base.weight), k))
         self.register_buffer(
@@ -45,10 +46,10 @@ class SparseModule(ChangedModule):
         """Take the places with the largest |score| in each row: scores in the weight's shape."""
         self.places.copy_(scores.flatten(1).abs().topk(self.places.shape[1]).indices)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         base, places = self.base, self.places
-        if not isinstance(base, nn.Linear):
-            return super().forward(*inputs)  # a kernel is small beside its images: it is formed
+        if not isinstance(base, nn.Linear):  # a kernel is small beside its images: it is formed
+            return super().forward(*inputs, **named)
         rows = torch.arange(len(places), device=places.device)[:, None]
         places = (rows * base.in_features + places).flatten()
         (x,) = inputs
@@ -57,10 +58,12 @@ class SparseModule(ChangedModule):
     def changes(self) -> dict[str, Tensor]:
         weight = self.base.weight
         return {
-            "weight": torch.zeros_like(weight)
-            .flatten(1)
-            .scatter(1, self.places.long(), self.values)
-            .view_as(weight)
+            "weight": (
+                torch.zeros_like(weight)
+                .flatten(1)
+                .scatter(1, self.places.long(), self.values)
+                .view_as(weight)
+            )
         }
 
 
@@ -156,8 +159,10 @@ class GPS(Method):
                 gradient = plain.get_parameter(f"{name}.weight").grad
                 if contrastive and not gradient.any():
                     raise VTError(
-                        f"gps: expected a gradient of the contrastive loss in every layer, found none in {name}; raise batch_size, "
-                        f'now {self.batch_size}, until batches hold two images of a class, set loss_of_choice="cross_entropy", or choose '
+                        "gps: expected a gradient of the contrastive loss in every layer, found"
+                        f" none in {name}; raise batch_size, "
+                        f"now {self.batch_size}, until batches hold two images of a class, set"
+                        ' loss_of_choice="cross_entropy", or choose '
                         "a backbone whose features are not all zero"
                     )
                 module.choose(gradient)

@@ -158,10 +158,10 @@ class SensitiveModule(ChangedModule):
         super().__init__(base)
         self.budget, self.units = budget, units
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         base, numbers = self.base, self.units.get("weight", [])
-        if not isinstance(base, nn.Linear):
-            return super().forward(*inputs)  # vectors and kernels: small beside tokens and images
+        if not isinstance(base, nn.Linear):  # vectors and kernels: small beside tokens and images
+            return super().forward(*inputs, **named)
         (x,) = inputs
         bias = base.bias if base.bias is None else base.bias + self.change("bias")
         biases = len(numbers) * [None] if bias is None else bias.chunk(len(numbers))

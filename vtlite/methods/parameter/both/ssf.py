@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from vtlite.backbones.base import is_norm
 from vtlite.method import Backbone, Method
+from vtlite.methods.parameter.changes import change_modules
 from vtlite.ops.scale_shift import scale_shift
 
 
@@ -16,7 +19,7 @@ class ScaleShift(nn.Module):
     """operation(x) * scale + shift, one pair per output channel; channels last, or dimension 1
     after a convolution."""
 
-    def __init__(self, operation: nn.Linear | nn.LayerNorm | nn.Conv2d | nn.BatchNorm2d) -> None:
+    def __init__(self, operation: Any) -> None:
         super().__init__()
         self.operation, channels = operation, len(operation.weight)
         self.scale = nn.Parameter(torch.empty(channels).normal_(1, 0.02))
@@ -24,21 +27,38 @@ class ScaleShift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         operation = self.operation
-        if isinstance(operation, nn.LayerNorm | nn.BatchNorm2d):
+        if is_norm(operation):
             # A norm ends in a scale and a shift anyway: as one pair with these, it keeps x alone.
-            weight = operation.weight * self.scale
-            bias = operation.bias * self.scale + self.shift
-            return functional_call(operation, {"weight": weight, "bias": bias}, x)
+            return functional_call(operation, {"weight": self.weight, "bias": self.bias}, x)
         if isinstance(operation, nn.Conv2d):
             return operation(x) * self.scale.view(-1, 1, 1) + self.shift.view(-1, 1, 1)
         return scale_shift(operation(x), self.scale, self.shift)
 
+    # To whoever reads them, the weight and bias that it is merged into.
+
+    @property
+    def weight(self) -> Tensor:
+        weight = self.operation.weight
+        return weight * self.scale.view(-1, *[1] * (weight.ndim - 1))
+
+    @property
+    def bias(self) -> Tensor:
+        return self.operation.bias * self.scale + self.shift
+
+    @property
+    def in_features(self) -> int:
+        return self.operation.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.operation.out_features
+
     def merged(self) -> nn.Module:
         """The plain operation with w <- scale w (per output channel) and b <- scale b + shift."""
-        operation = self.operation
-        operation.weight *= self.scale.view(-1, *[1] * (operation.weight.ndim - 1))
-        operation.get_parameter("bias").mul_(self.scale).add_(self.shift)
-        return operation
+        weight, bias = self.weight, self.bias
+        self.operation.weight.copy_(weight)
+        self.operation.bias.copy_(bias)
+        return self.operation
 
 
 @dataclass
@@ -56,15 +76,21 @@ class SSF(Method):
 
     lr = 3e-2
 
-    starts_elsewhere = "gamma starts at N(1, 0.02) and beta at N(0, 0.02), as published, so the first output is near the backbone's, not equal"
+    starts_elsewhere = (
+        "gamma starts at N(1, 0.02) and beta at N(0, 0.02), as published, so the first output is"
+        " near the backbone's, not equal"
+    )
 
     def attach(self, backbone: Backbone) -> None:
-        for name, operation in list(backbone.named_modules()):
-            # Without a bias there is nothing to fold the shift into; the norm that follows such a
-            # layer gets a pair of its own.
-            if (
-                isinstance(operation, nn.Linear | nn.LayerNorm | nn.Conv2d | nn.BatchNorm2d)
-                and operation.bias is not None
-            ):
-                parent, _, last = name.rpartition(".")
-                setattr(backbone.get_submodule(parent), last, ScaleShift(operation))
+        change_modules(
+            backbone, lambda name, operation: ScaleShift(operation) if folds(operation) else None
+        )
+
+
+def folds(operation: Any) -> bool:
+    """Whether a scale and a shift of an operation's output fold into its weight and bias: not
+    without a bias (the norm that follows such a layer gets a pair of its own), nor where the weight
+    is normalised before its use."""
+    known = isinstance(operation, nn.Linear | nn.Conv2d) or is_norm(operation)
+    normalised = type(operation).__name__.startswith(("StdConv", "ScaledStdConv"))
+    return known and getattr(operation, "bias", None) is not None and not normalised

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtlite.backbones.base import HEADS
 from vtlite.method import HIGH_LRS, Backbone, Method, Train, Tuned
 from vtlite.methods.parameter.changes import (
     ChangedModule,
@@ -19,7 +19,7 @@ from vtlite.methods.parameter.changes import (
 )
 from vtlite.storage import VTError
 from vtlite.task import Task
-from vtlite.tuning import merge
+from vtlite.tuning import merged_backbone
 
 
 def gram(rows: Tensor) -> Tensor:
@@ -48,7 +48,8 @@ def principal_directions(W: Tensor, k: int) -> Tensor:
     s, V = s.flip(0)[:k], V.flip(1)[:, :k]
     if not s[-1] > 1e-12 * s[0]:
         raise VTError(
-            f"dldr: expected {k} different directions in the sampling run, found fewer; raise sampling_lr or stride, or lower k"
+            f"dldr: expected {k} different directions in the sampling run, found fewer; raise"
+            " sampling_lr or stride, or lower k"
         )
     return orthonormal(
         (V / s.sqrt()).mT.to(W.dtype) @ centred
@@ -87,11 +88,8 @@ class AlongModule(ChangedModule):
 
 
 def inner(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a backbone's layers in order: all but its head and its own positions and
-    tokens."""
-    return [
-        p for name, p in module.named_parameters() if "." in name and not name.startswith(HEADS)
-    ]
+    """The parameters of a backbone's layers in order: all but its own positions and tokens."""
+    return [p for name, p in module.named_parameters() if "." in name]
 
 
 @dataclass
@@ -155,12 +153,10 @@ class DLDR(Method):
     @torch.enable_grad()
     def trajectory(self, model: Tuned, train: Any) -> Tensor:
         """The weights along a full fine-tuning of a copy of the model -> [snapshots + 1, n]."""
-        plain = merge(model)
-        weights = inner(plain)
+        plain: Any = merged_backbone(model)
+        head, weights = copy.deepcopy(model.head), inner(plain)
         W = weights[0].new_empty(self.snapshots + 1, sum(p.numel() for p in weights))
-        optimizer = torch.optim.AdamW(
-            [p for name, p in plain.named_parameters() if "." in name], self.sampling_lr
-        )
+        optimizer = torch.optim.AdamW([*weights, *head.parameters()], self.sampling_lr)
         step = 0
         while True:
             for images, labels in shuffled_batches(model, train, self.batch_size):
@@ -169,10 +165,11 @@ class DLDR(Method):
                 if step == self.snapshots * self.stride:
                     return W
                 optimizer.zero_grad(set_to_none=True)
-                loss = model.task.loss(plain(images), labels)
+                loss = model.task.loss(head(model.task.features(plain, images)), labels)
                 if not loss.isfinite():
                     raise VTError(
-                        f"dldr: the loss of the sampling run became {loss.item()} at step {step + 1}; lower sampling_lr"
+                        f"dldr: the loss of the sampling run became {loss.item()} at step"
+                        f" {step + 1}; lower sampling_lr"
                     )
                 loss.backward()
                 optimizer.step()

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vtlite.backbones.stages import attention_blocks
 from vtlite.method import HIGH_LRS, Backbone, Method
-from vtlite.methods.parameter.updates import qkv_groups
+from vtlite.methods.parameter.updates import qkv_groups, replace_layers
 from vtlite.methods.parameter.weight.lora import LoRALinear
 from vtlite.ops.lora_linear import lora_linear
 
@@ -88,7 +87,8 @@ class DoRA(Method):
         )
 
     def attach(self, backbone: Backbone) -> None:
-        for block in attention_blocks(backbone, "dora"):
-            block.attn.qkv = DoRALinear(
-                block.attn.qkv, self.rank, self.alpha / self.rank, qkv_groups("qkv", self.targets)
-            )
+        def updated(layer: nn.Linear, name: str) -> nn.Module:
+            groups = qkv_groups(name, self.targets)
+            return DoRALinear(layer, self.rank, self.alpha / self.rank, groups)
+
+        replace_layers(backbone, "dora", ("qkv",), updated, targets=self.targets)

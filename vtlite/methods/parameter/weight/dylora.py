@@ -12,9 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtlite.backbones.stages import attention_blocks
 from vtlite.method import HIGH_LRS, Backbone, Method, Tuned
-from vtlite.methods.parameter.updates import LowRankLinear, check_rank, qkv_groups
+from vtlite.methods.parameter.updates import (
+    LowRankLinear,
+    check_rank,
+    qkv_groups,
+    replace_layers,
+)
 from vtlite.storage import VTError
 
 
@@ -87,10 +91,10 @@ class DyLoRA(Method):
         )
 
     def attach(self, backbone: Backbone) -> None:
-        for block in attention_blocks(backbone, "dylora"):
-            block.attn.qkv = DyLoRALinear(
-                block.attn.qkv, self.rank, self.alpha, qkv_groups("qkv", self.targets)
-            )
+        def updated(layer: nn.Linear, name: str) -> nn.Module:
+            return DyLoRALinear(layer, self.rank, self.alpha, qkv_groups(name, self.targets))
+
+        replace_layers(backbone, "dylora", ("qkv",), updated, targets=self.targets)
 
     def loss(self, model: Any, inputs: Tensor, targets: Tensor) -> Tensor:
         layers = [layer for layer in model.modules() if isinstance(layer, DyLoRALinear)]
@@ -118,7 +122,8 @@ def truncate(model: Tuned, rank: int) -> Tuned:
             else f"a model of dylora, found {method.key}"
         )
         raise VTError(
-            f"truncate: expected {wanted}; tune with dylora and a rank as large as the largest that you want"
+            f"truncate: expected {wanted}; tune with dylora and a rank as large as the largest that"
+            " you want"
         )
     model = copy.deepcopy(model)
     model.method = dataclasses.replace(method, rank=rank)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vtlite.backbones.stages import PROJECTIONS
 from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.methods.parameter.updates import LowRankLinear, qkv_groups, replace_layers
 from vtlite.storage import VTError
@@ -19,8 +20,9 @@ class KAdaptedLinear(LowRankLinear):
     """A linear layer with an update sum_i A_i (x) B_i, and a bias, in each of the groups of output
     rows that `groups` turns on.
 
-    left, right [G, n, n] hold a_i^L and a_i^R of each group as rows, the same for all layers; u [G,
-    n, b, rank] and v [G, n, rank, q] are its own.
+    left, right [.., n, n] hold a_i^L and a_i^R of queries, keys, values as rows, the same for all
+    layers; `kept` says which of these are this layer's G groups. u [G, n, b, rank] and v [G, n,
+    rank, q] are its own.
     """
 
     def __init__(
@@ -30,17 +32,19 @@ class KAdaptedLinear(LowRankLinear):
         scale: float,
         left: nn.Parameter,
         right: nn.Parameter,
+        kept: Sequence[int] = (0,),
         groups: Sequence[bool] = (True,),
     ) -> None:
         super().__init__(base, scale, groups)
-        G, n = left.shape[:2]
+        G, n = len(kept), left.shape[1]
         if self.rows % n or base.in_features % n:
             fits = math.gcd(n, self.rows, base.in_features)
             raise VTError(
-                f"kadaptation: expected n to divide the width {base.in_features}, found n = {n}; {fits} would do"
+                f"kadaptation: expected n to divide the width {base.in_features}, found n = {n};"
+                f" {fits} would do"
             )
         b, q = self.rows // n, base.in_features // n
-        self.left, self.right = left, right
+        self.left, self.right, self.kept = left, right, list(kept)
         self.u = nn.Parameter(
             torch.empty(G, n, b, rank).uniform_(-1, 1) * math.sqrt(6 / (b + rank))
         )  # Glorot
@@ -51,10 +55,10 @@ class KAdaptedLinear(LowRankLinear):
         # (a^L a^R) (x) (u v) = (a^L (x) u) (a^R (x) v), and the sum over i stands side by side: a
         # product of rank n * rank.
         A = (
-            torch.einsum("gip,girq->girpq", self.right, self.v).flatten(3).flatten(0, 2)
+            torch.einsum("gip,girq->girpq", self.right[self.kept], self.v).flatten(3).flatten(0, 2)
         )  # [G n rank, K]
         B = (
-            torch.einsum("gia,gibr->gabir", self.left, self.u).flatten(3).flatten(0, 2)
+            torch.einsum("gia,gibr->gabir", self.left[self.kept], self.u).flatten(3).flatten(0, 2)
         )  # [G rows, n rank]
         return A, B
 
@@ -64,13 +68,18 @@ class KAdaptedLinear(LowRankLinear):
             y[..., start : start + self.rows].add_(self.shift)
         return y
 
+    @property
+    def bias(self) -> Tensor:
+        bias = torch.zeros_like(self.base.weight[:, 0])
+        for start in self.starts:
+            bias[start : start + self.rows] = self.shift
+        return bias if self.base.bias is None else self.base.bias + bias
+
     def merged(self) -> nn.Linear:
         """The plain layer with W <- W + delta, b <- b + shift; one without a bias gets one."""
+        bias = self.bias
         base = super().merged()
-        if base.bias is None:
-            base.bias = nn.Parameter(torch.zeros_like(base.weight[:, 0]))
-        for start in self.starts:
-            base.bias[start : start + self.rows] += self.shift
+        base.bias = nn.Parameter(bias)
         return base
 
 
@@ -113,17 +122,17 @@ class KAdaptation(Method):
 
     def attach(self, backbone: Backbone) -> None:
         bound = 0.01 * math.sqrt(160)
+        targets = [letter for letter in "qkv" if letter in self.targets]
         left, right = (
-            nn.Parameter(
-                torch.empty(len(set(self.targets)), self.n, self.n).uniform_(-bound, bound)
-            )
+            nn.Parameter(torch.empty(len(targets), self.n, self.n).uniform_(-bound, bound))
             for _ in range(2)
         )
 
-        def updated(layer: nn.Module, name: str) -> nn.Module:
-            assert isinstance(layer, nn.Linear)
-            return KAdaptedLinear(
-                layer, self.rank, self.scale, left, right, qkv_groups(name, self.targets)
-            )
+        def updated(layer: nn.Linear, name: str) -> nn.Module:
+            letters = PROJECTIONS[name]
+            # its own queries' (or values') share of the factors; all of it where qkv is fused
+            kept = [i for i, letter in enumerate(targets) if letter in letters]
+            groups = qkv_groups(name, self.targets)
+            return KAdaptedLinear(layer, self.rank, self.scale, left, right, kept, groups)
 
-        replace_layers(backbone, "kadaptation", ("qkv",), updated)
+        replace_layers(backbone, "kadaptation", ("qkv",), updated, targets=self.targets)

@@ -107,13 +107,12 @@ class KronA(Method):
 
     def attach(self, backbone: Backbone) -> None:
         if self.place == "weights":
-            replace_layers(backbone, "krona", ("qkv",), self.updated)
+            replace_layers(backbone, "krona", ("qkv",), self.updated, targets=self.targets)
             return
-        for block in attention_blocks(backbone, "krona"):
+        for block in attention_blocks(backbone, "krona", ("mlp.fc2",)):
             block.mlp = KronMLP(
                 block.mlp, block.mlp.fc2.out_features, self.scale, residual=self.place == "residual"
             )
 
-    def updated(self, layer: nn.Module, name: str) -> nn.Module:
-        assert isinstance(layer, nn.Linear)
+    def updated(self, layer: nn.Linear, name: str) -> nn.Module:
         return KronLinear(layer, self.scale, qkv_groups(name, self.targets))

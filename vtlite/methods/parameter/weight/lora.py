@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from vtlite.method import Backbone, Method
 from vtlite.methods.parameter.updates import LowRankLinear, check_rank, qkv_groups, replace_layers
@@ -46,22 +47,22 @@ class LoRAConv2d(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(rows, rank * k))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight + self.delta()
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base.bias
+
     def delta(self) -> Tensor:
         return self.scale * (self.lora_B @ self.lora_A).view_as(
             self.base.weight
         )  # small beside the images, so here it is formed
 
     def forward(self, images: Tensor) -> Tensor:
-        base = self.base
-        return F.conv2d(
-            images,
-            base.weight + self.delta(),
-            base.bias,
-            base.stride,
-            base.padding,
-            base.dilation,
-            base.groups,
-        )
+        # by its own forward, which may pad in its own way, or normalise its kernel
+        return functional_call(self.base, {"weight": self.weight}, images)
 
     def merged(self) -> nn.Conv2d:
         """The plain convolution with W <- W + delta."""
@@ -98,11 +99,11 @@ class LoRA(Method):
         self.expect(set(self.targets) <= set("qkv"), "targets", "some of the letters q, k, v")
 
     def attach(self, backbone: Backbone) -> None:
-        replace_layers(backbone, "lora", self.layers, self.updated)
+        kinds = (nn.Linear, nn.Conv2d)
+        replace_layers(backbone, "lora", self.layers, self.updated, kinds, self.targets)
 
-    def updated(self, layer: nn.Module, name: str) -> nn.Module:
+    def updated(self, layer: Any, name: str) -> nn.Module:
         scale = self.alpha / self.rank
         if isinstance(layer, nn.Conv2d):
             return LoRAConv2d(layer, self.rank, scale)
-        assert isinstance(layer, nn.Linear)
         return LoRALinear(layer, self.rank, scale, qkv_groups(name, self.targets))

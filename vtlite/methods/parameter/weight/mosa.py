@@ -39,15 +39,13 @@ class MoSA(Method):
 
     def attach(self, backbone: Backbone) -> None:
         if not hasattr(backbone, "patch_embed"):
-            replace_layers(backbone, "mosa", ("conv1",), lambda layer, name: self.updated(layer))
+            kinds = (nn.Conv2d,)
+            replace_layers(backbone, "mosa", ("conv1",), lambda m, name: self.updated(m), kinds)
             return
         for parent in list(backbone.patch_embed.modules()):
             for name, child in list(parent.named_children()):
-                if (
-                    type(child) is nn.Conv2d
-                ):  # not a subclass, which may treat its kernel in its own way
+                if isinstance(child, nn.Conv2d):
                     setattr(parent, name, self.updated(child))
 
-    def updated(self, layer: nn.Module) -> nn.Module:
-        assert isinstance(layer, nn.Conv2d)
+    def updated(self, layer: nn.Conv2d) -> nn.Module:
         return LoRAConv2d(layer, self.rank, self.alpha / self.rank)

@@ -69,12 +69,12 @@ def add_adapters(
     """Put a bottleneck after the last linear layer of each attention and MLP. `rule` gives the A
     [n, n, n] of each new projection."""
 
-    def adapted(layer: nn.Module, name: str) -> nn.Module:
-        assert isinstance(layer, nn.Linear)
+    def adapted(layer: nn.Linear, name: str) -> nn.Module:
         width = layer.out_features
         if width % n:
             raise VTError(
-                f"{method}: expected n to divide the width {width}, found n = {n}; {math.gcd(n, width, bottleneck)} would do"
+                f"{method}: expected n to divide the width {width}, found n = {n};"
+                f" {math.gcd(n, width, bottleneck)} would do"
             )
         return AdaptedLinear(
             layer,

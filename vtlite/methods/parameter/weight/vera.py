@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vtlite.backbones.stages import attention_blocks
 from vtlite.method import Backbone, Method
-from vtlite.methods.parameter.updates import LowRankLinear, qkv_groups
+from vtlite.methods.parameter.updates import LowRankLinear, qkv_groups, replace_layers
 
 
 class VeRALinear(LowRankLinear):
@@ -20,6 +19,7 @@ class VeRALinear(LowRankLinear):
     def __init__(
         self,
         base: nn.Linear,
+        rank: int,
         A: nn.Parameter,
         B: nn.Parameter,
         d_initial: float,
@@ -27,7 +27,7 @@ class VeRALinear(LowRankLinear):
     ) -> None:
         super().__init__(base, 1.0, groups)
         self.vera_A, self.vera_B = A, B
-        self.d = nn.Parameter(torch.full((len(self.starts) * len(A),), d_initial))
+        self.d = nn.Parameter(torch.full((len(self.starts) * rank,), d_initial))
         self.b = nn.Parameter(torch.zeros(len(self.starts) * self.rows))
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -73,14 +73,19 @@ class VeRA(Method):
         )
 
     def attach(self, backbone: Backbone) -> None:
-        layers = [block.attn for block in attention_blocks(backbone, "vera")]
-        rows, columns = (
-            max(attn.qkv.out_features // 3 for attn in layers),
-            max(attn.qkv.in_features for attn in layers),
-        )
-        A, B = self.projections(rows, columns, layers[0].qkv.weight.device)
-        for attn in layers:
-            attn.qkv = VeRALinear(attn.qkv, A, B, self.d_initial, qkv_groups("qkv", self.targets))
+        layers: list[VeRALinear] = []
+        none = nn.Parameter(torch.empty(0), requires_grad=False)  # until all widths are known
+
+        def updated(layer: nn.Linear, name: str) -> nn.Module:
+            groups = qkv_groups(name, self.targets)
+            layers.append(VeRALinear(layer, self.rank, none, none, self.d_initial, groups))
+            return layers[-1]
+
+        replace_layers(backbone, "vera", ("qkv",), updated, targets=self.targets)
+        rows, columns = max(m.rows for m in layers), max(m.in_features for m in layers)
+        A, B = self.projections(rows, columns, layers[0].base.weight.device)
+        for each in layers:
+            each.vera_A, each.vera_B = A, B
 
     def projections(
         self, rows: int, columns: int, device: torch.device

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.backbones.stages import attention_blocks
+from vtlite.backbones.stages import PositionsWithPrompts, attention_blocks, patch_weight
 from vtlite.method import Backbone, Method
 from vtlite.ops.prompt_attention import prompt_attention
 
@@ -30,14 +30,14 @@ class PromptedBlock(nn.Module):
         super().__init__()
         self.block, self.prefix, self.dropout, self.known = block, prefix, dropout, _known(block)
         self.prompts = nn.Parameter(prompts)  # [P, D]
+        self.positions = PositionsWithPrompts(block, prefix, len(prompts))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, **named: Any) -> Tensor:
         prompts = F.dropout(self.prompts, self.dropout, self.training)
         block: Any = self.block
-        if (
-            not self.known or block.training
-        ):  # a variant of timm's; or the block trains as well, perhaps with dropout inside
-            return self.concatenated(x, prompts)
+        # A variant of timm's; or the block trains as well, perhaps with dropout inside
+        if not self.known or block.training or any(value is not None for value in named.values()):
+            return self.concatenated(x, prompts, self.positions(named))
         x = x + block.ls1(self.attention(block.norm1(x), block.norm1(prompts)))
         return x + block.ls2(block.mlp(block.norm2(x)))
 
@@ -53,13 +53,13 @@ class PromptedBlock(nn.Module):
         )  # [H, P, D / H]
         return attn.proj(prompt_attention(q, k, v, pk, pv).transpose(1, 2).flatten(2))
 
-    def concatenated(self, x: Tensor, prompts: Tensor) -> Tensor:
+    def concatenated(self, x: Tensor, prompts: Tensor, named: dict[str, Any]) -> Tensor:
         """As in the paper, for any block: the prompts of each image go through it beside its
         tokens."""
         x = torch.cat(
             [x[:, : self.prefix], prompts.expand(len(x), -1, -1), x[:, self.prefix :]], dim=1
         )  # [B, N + P, D]
-        x = self.block(x)
+        x = self.block(x, **named)
         return torch.cat([x[:, : self.prefix], x[:, self.prefix + len(prompts) :]], dim=1)
 
 
@@ -105,10 +105,9 @@ class VPTDeep(Method):
 
     def attach(self, backbone: Backbone) -> None:
         blocks = attention_blocks(backbone, "vpt_deep", plain=True)
-        patches = backbone.patch_embed.proj.weight  # [D, C, patch, patch]
+        prefix = getattr(backbone, "num_prefix_tokens", 0)
+        patches = patch_weight(backbone, "vpt_deep")  # [D, C, patch, patch]
         bound = math.sqrt(6 / (patches[0].numel() + backbone.embed_dim))
         for i, block in enumerate(blocks):
             prompts = torch.empty(self.num_prompts, backbone.embed_dim).uniform_(-bound, bound)
-            backbone.blocks[i] = PromptedBlock(
-                block, prompts, backbone.num_prefix_tokens, self.dropout
-            )
+            backbone.blocks[i] = PromptedBlock(block, prompts, prefix, self.dropout)
