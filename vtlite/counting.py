@@ -98,9 +98,8 @@ REMARKS = {
     "aurora": "Its own products: U and V with 64 modes, in every layer.",
     "vera": "Its own products: 256 random directions for queries and values.",
     "krona": "What lies between its two thin products is kept, as large as the input for each of q "
-    "and v; to make it again would cost a fifth of the update's time.",
-    "phm_adapter": "What lies between the two products of each of its projections is kept; to make "
-    "it again would cost time.",
+    "and v; to make it again would be a seventh product beside its six.",
+    "phm_adapter": "As in KronA: what lies between the two products of each projection is kept.",
     "dldr": "It needs the gradient of every weight, and keeps the weights it has moved: to make "
     "them again would read its 40 directions, 13.7 GB, a second time.",
 }
