@@ -75,8 +75,9 @@ def test_the_meta_device_counts_what_a_cpu_does(
         assert accounting.step_bytes(model, images, labels) == pytest.approx(row["bytes"], rel=1e-3)
 
 
-def test_every_method_has_a_bound() -> None:
-    assert set(counting.BOUNDS) == {key.rpartition("/")[2] for key in vt.METHODS}
+def test_bounds_are_those_of_methods() -> None:
+    """A new method is counted when somebody has said what its bound is."""
+    assert set(counting.BOUNDS) <= {key.rpartition("/")[2] for key in vt.METHODS}
     assert set(counting.REMARKS) <= set(counting.BOUNDS)
 
 
@@ -94,7 +95,8 @@ def test_every_method_is_near_its_bound_or_says_why(wide: list[counting.Row]) ->
 
 def test_the_committed_table_is_that_of_the_committed_rows() -> None:
     rows = json.loads((BENCHMARKS / "counted.json").read_text())
-    assert [row["method"] for row in rows] == [key.rpartition("/")[2] for key in vt.METHODS]
+    names = [key.rpartition("/")[2] for key in vt.METHODS]
+    assert [row["method"] for row in rows] == [name for name in names if name in counting.BOUNDS]
     above = {row["method"] for row in rows if counting.above_bound(row)}
     assert above == set(counting.REMARKS)
     assert counting.table(rows) in (BENCHMARKS / "README.md").read_text()
