@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from vtlite.accounting import (
@@ -195,11 +195,11 @@ def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
         return rows
     task = load_task("twemoji")
     images, labels = next(iter(DataLoader(task.train, 50)))
-    few = TensorDataset(images, labels)
     full, plain = (ENTRIES[name].tuned(task) for name in ("full", "linear"))
     for name in tqdm(wanted, desc="costs"):
         model = ENTRIES[name].tuned(task)
-        fit(model, few, epochs=1, lr=1e-6, progress=False)  # some choose what trains from the data
+        # Some choose what trains from the data.
+        fit(model, task.train, epochs=1, lr=1e-6, progress=False)
         deployed = without_method(model)
         rows.append(
             {
