@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -76,6 +77,12 @@ def test_a_picture_of_any_mode_and_size(tmp_path: Path, mode: str) -> None:
     wide.save(tmp_path / "wide.png")
     red = read_picture(tmp_path / "wide.png", SMALL)
     torch.testing.assert_close(red[:, 16, 16], torch.tensor([1.0, -1.0, -1.0]))
+
+
+def test_sixteen_bits_are_no_white_picture(tmp_path: Path) -> None:
+    half = Image.fromarray(np.full((32, 32), 32768, dtype=np.uint16))
+    half.save(tmp_path / "half.png")
+    assert read_picture(tmp_path / "half.png", SMALL).abs().max() < 0.01  # the middle of [-1, 1]
 
 
 def test_pixels_are_those_of_the_network(tmp_path: Path) -> None:

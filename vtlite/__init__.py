@@ -3,12 +3,12 @@
 
 from vtlite.backbones import create_backbone, load_backbone, save_backbone
 from vtlite.data.tasks import TASKS, load_task
-from vtlite.method import Tuned
+from vtlite.method import Tuned, count_parameters
 from vtlite.methods import METHODS, Method, find_method
 from vtlite.storage import VTError
 from vtlite.task import Task
 from vtlite.training import evaluate, extract_features, fit
-from vtlite.tuning import count_parameters, load_delta, merge, save_delta, tune
+from vtlite.tuning import load_delta, merge, save_delta, tune
 from vtlite.version import __version__
 
 __all__ = [

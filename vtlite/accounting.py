@@ -22,10 +22,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from vtlite.method import Tuned
+from vtlite.method import Tuned, count_parameters
 from vtlite.storage import VTError
 from vtlite.training import parameter_groups
-from vtlite.tuning import count_parameters, merge, save_delta
+from vtlite.tuning import merge, save_delta
 
 __all__ = [
     "activation_memory",

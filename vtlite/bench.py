@@ -33,12 +33,12 @@ from vtlite.accounting import (
 )
 from vtlite.backbones import create_backbone, load_backbone
 from vtlite.data.tasks import ImageDataset, load_task
-from vtlite.method import Backbone, Tuned, short
+from vtlite.method import Backbone, Tuned, count_parameters, short
 from vtlite.methods import METHODS, find_method
 from vtlite.storage import VTError, atomic_write, unknown
 from vtlite.task import Task
 from vtlite.training import Diverged, evaluate, fit
-from vtlite.tuning import count_parameters, tune
+from vtlite.tuning import tune
 
 BENCHED = ("fashion", "digits", "twemoji", "shapes-location", "shapes-count")  # classifications
 SEEDS = (0, 1, 2)

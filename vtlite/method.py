@@ -88,9 +88,14 @@ class Tuned(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
-        trainable, total = sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
+        trainable, total = count_parameters(self)
         return f"method={self.method}, trainable={trainable:,} of {total:,}"
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, total) numbers of parameters, the head included."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
 
 
 class Train(Protocol):

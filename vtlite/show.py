@@ -16,6 +16,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from vtlite.backbones import create_backbone
+from vtlite.method import count_parameters
 from vtlite.methods import METHODS, Method
 from vtlite.storage import VTError, atomic_write
 from vtlite.taxonomy import (
@@ -27,7 +28,7 @@ from vtlite.taxonomy import (
     status,
     systems,
 )
-from vtlite.tuning import count_parameters, tune
+from vtlite.tuning import tune
 
 COUNTED_ON = "vit_base_patch16_224"  # the backbone on which papers count their parameters
 _MARKS = {"implemented": "", "planned": "*", "row": "~"}

@@ -27,13 +27,13 @@ from vtlite.accounting import (
 from vtlite.backbones import load_backbone
 from vtlite.backbones.base import pixels_of
 from vtlite.data.tasks import load_task
-from vtlite.method import Backbone, Tuned
+from vtlite.method import Backbone, Tuned, count_parameters
 from vtlite.methods import find_method
 from vtlite.plots import accuracy_over_parameters, save_figure
 from vtlite.storage import VTError, atomic_write
 from vtlite.task import Classification, Task
 from vtlite.training import evaluate, fit
-from vtlite.tuning import count_parameters, tune
+from vtlite.tuning import tune
 from vtlite.zero_shot import ZeroShot
 
 Row = dict[str, Any]

@@ -120,12 +120,6 @@ def _as_task(task: Task | int | None, num_classes: int | None) -> Task:
     return Classification(classes=tuple(str(i) for i in range(count)))
 
 
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, total) numbers of parameters, the head included."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
-
-
 @torch.no_grad()
 def merge(model: Tuned) -> nn.Module:
     """The plain backbone with its head and the change folded in: same outputs, no trace of the

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vtlite.backbones.base import Pixels
 from vtlite.backbones.clip import CLIP
+from vtlite.data.folders import as_rgb
 from vtlite.storage import VTError
 
 BATCH = 256  # pictures or texts at a time
@@ -91,7 +92,7 @@ def read_picture(path: str | Path, pixels: Pixels) -> Tensor:
                     f"expected a picture of at most {MAX_PIXELS:,} pixels, found "
                     f"{opened.width}x{opened.height} in {path}; make it smaller"
                 )
-            picture = ImageOps.exif_transpose(opened).convert("RGBA")
+            picture = as_rgb(ImageOps.exif_transpose(opened))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, VTError):
             raise
@@ -99,8 +100,6 @@ def read_picture(path: str | Path, pixels: Pixels) -> Tensor:
         raise VTError(
             f"expected a picture such as a PNG, JPEG or WebP, found {found}: {path}; check the path"
         ) from error
-    white = Image.new("RGBA", picture.size, "white")
-    picture = Image.alpha_composite(white, picture).convert("RGB")
     side = max(picture.size)
     corner: Any = picture.getpixel((0, 0))
     square = Image.new("RGB", (side, side), corner)
