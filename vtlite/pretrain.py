@@ -30,8 +30,8 @@ from vtlite.version import __version__
 from vtlite.zero_shot import zero_shot
 
 STARTS = {  # name -> what its image tower starts from: weights, or None for random ones
-    "vtlite-clip": "vtlite-tiny",
-    "vtlite-tiny": None,
+    "vtlite-clip": "vtlite-supervised",
+    "vtlite-tiny": "vtlite-supervised",  # the same run, of which the image tower alone is kept
     "vtlite-resnet": None,
 }
 WIDTH, DEPTH, HEADS, CONTEXT = 96, 3, 3, 16  # of the text tower; the towers meet at its width

@@ -57,7 +57,7 @@ _RECIPES = {
     ),
     "shapes-location": _Recipe(
         "structured",
-        "in which cell of a 4x4 grid does the one shape lie?",
+        "in which cell of a 4x4 grid does the disc lie, beside another shape?",
         "drawn",
         shapes.location,
     ),
