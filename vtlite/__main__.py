@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     tour.add_argument(
         "--task",
-        default="digits",
+        default="shapes-location",
         help="an embedded task, torchvision:NAME or folder:PATH (default: %(default)s)",
     )
     tour.add_argument(

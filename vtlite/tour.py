@@ -44,7 +44,7 @@ METHODS = ("full", "linear", "vpt_deep", "adaptformer", "lora", "bitfit", "ssf",
 
 def tour(
     methods: Sequence[str] = METHODS,
-    task: str | Task = "digits",
+    task: str | Task = "shapes-location",
     backbone: str | Backbone = "vtlite-tiny",
     epochs: int = 10,
     seed: int = 0,

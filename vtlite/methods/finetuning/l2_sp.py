@@ -40,7 +40,7 @@ class L2SP(Method):
     of ViT-B/16 train. Call `fit` with weight_decay=0: the penalty takes its place.
     """
 
-    lr = 2e-3
+    lr = 6e-3
     lrs = LOW_LRS
 
     alpha: float = 0.1  # towards the pre-trained weights

@@ -20,7 +20,7 @@ class NormTuning(Method):
     its running mean and variance, which are saved with the delta.
     """
 
-    lr = 3e-2
+    lr = 1e-1
     lrs = HIGH_LRS
 
     def attach(self, backbone: Backbone) -> None:

@@ -23,7 +23,7 @@ class Partial(Method):
     four stages.
     """
 
-    lr = 6e-3
+    lr = 3e-3
 
     blocks: int = 1  # k, counted from the end
 

@@ -57,6 +57,7 @@ class AdaptFormer(Method):
     none, as here. The original's head has a batch norm; here every method has the same linear head.
     """
 
+    lr = 3e-2
     small = {"bottleneck": 8, "scale": 1.0}
 
     unmergeable = "its bottleneck has a ReLU inside, so it is no linear change of the weights"

@@ -67,7 +67,7 @@ class AdapterBias(Method):
     of W of rank 1, W_0 + v w^T, and merges.
     """
 
-    lr = 1e-1
+    lr = 3e-2
     lrs = HIGH_LRS
 
     norms: bool = False  # also train the norm before each MLP

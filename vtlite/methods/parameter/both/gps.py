@@ -104,7 +104,7 @@ class GPS(Method):
     places).
     """
 
-    lr = 1e-1
+    lr = 3e-2
     lrs = HIGH_LRS
 
     k: int = 1  # weights that train in each row

@@ -50,7 +50,6 @@ class Aurora(Method):
     dropout. The parts for text and for its fusion with images are left out.
     """
 
-    lr = 3e-2
     lrs = HIGH_LRS
     small = {"rank": 32}
 

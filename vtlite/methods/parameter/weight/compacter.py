@@ -27,7 +27,7 @@ class Compacter(Method):
     more), and has GELU's tanh approximation.
     """
 
-    lr = 1e-1
+    lr = 3e-2
     lrs = HIGH_LRS
 
     unmergeable = "its bottleneck has a GELU inside, so it is no linear change of the weights"

@@ -101,7 +101,6 @@ class KAdaptation(Method):
     dropout on the formed matrix is left out.
     """
 
-    lr = 1e-1
     lrs = HIGH_LRS
 
     n: int = 32  # number of products and size of the shared factors; must divide the width

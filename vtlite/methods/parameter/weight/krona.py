@@ -81,7 +81,7 @@ class KronA(Method):
     descriptions say 1, which would change the model before training. The paper tunes s per task.
     """
 
-    lr = 1e-1
+    lr = 3e-2
     lrs = HIGH_LRS
 
     # "weights": beside projections (mergeable); "block": beside the MLP; "residual": that, and a

@@ -26,7 +26,7 @@ class MoSA(Method):
     ViT-B/16: 197,376. The paper keeps the old output layer; here, as everywhere, a new head trains.
     """
 
-    lr = 3e-3
+    lr = 3e-2
     lrs = HIGH_LRS
 
     rank: int = 1  # rank of the update, per k of the kernel; parameters grow in proportion

@@ -54,7 +54,7 @@ class VeRA(Method):
     corner of A and B, as in peft. It wants about ten times LoRA's learning rate.
     """
 
-    lr = 1e-1
+    lr = 3e-2
     lrs = (1e-2, 3e-2, 1e-1, 3e-1)
 
     rank: int = 256  # inner width of the random matrices; costs one parameter each

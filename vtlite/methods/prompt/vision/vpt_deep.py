@@ -87,6 +87,7 @@ class VPTDeep(Method):
     gives the head a bias of -4.6; here AdamW and a plain head are used, as in most later work.
     """
 
+    lr = 3e-2
     small = {"num_prompts": 8}
 
     starts_elsewhere = "random prompts take part in every softmax from the first step"
