@@ -113,7 +113,7 @@ def test_deterministic_by_seed_with_a_card_and_no_rest(tmp_path: Path) -> None:
     assert not all(torch.equal(first[name], other[name]) for name in first)
     card = out.with_suffix(".md").read_text(encoding="utf-8")
     assert "--name vtlite-clip --steps 5 --lr 0.001\n  --batch-size 16 --seed 0" in card
-    assert "from the weights of `vtlite-tiny`" in card
+    assert "from the weights of `vtlite-supervised`" in card
     assert not list(tmp_path.glob("*.partial"))
     clip = load_clip(out)
     assert clip.num_heads == 3
@@ -178,7 +178,9 @@ def test_what_is_measured_for_the_card() -> None:
     assert 0.2 < found["label, first 1"] < found["label, first 5"] < 1
 
 
-@pytest.mark.parametrize("name", ["vtlite-tiny", "vtlite-resnet", "vtlite-clip"])
+@pytest.mark.parametrize(
+    "name", ["vtlite-tiny", "vtlite-supervised", "vtlite-resnet", "vtlite-clip"]
+)
 def test_the_embedded_network_is_the_one_its_card_describes(name: str) -> None:
     network = vt.load_backbone(name)
     card = (WEIGHTS / f"{name}.md").read_text(encoding="utf-8")
