@@ -41,7 +41,7 @@ SURVEY = {
     "adapter/sequential": (
         (
             "Residual adapter (series)|Houlsby adapter|Pfeiffer"
-            " adapter|LST|Conv-Adapter|RepAdapter|Polyhistor"
+            " adapter|LST|Conv-Adapter|Mona|RepAdapter|Polyhistor"
         ),
         "EPM|DAN|AMixer|FiT|TINA|BDTL|ViTDet|Florence|SND",
     ),
@@ -72,6 +72,7 @@ SURVEY = {
 EXTRA = {
     *(
         "MLP head",
+        "Mona",
         "Partial",
         "Layer-wise learning-rate decay",
         "LP-FT",

@@ -20,6 +20,10 @@ CLASSES = 3
 # Settings for a backbone of width 24 and 2 blocks; everything else is the method's default.
 SMALL: dict[str, dict[str, Any]] = {
     "adaptformer": {"bottleneck": 4, "dropout": 0.0},
+    "consolidator": {"groups": 6},
+    "convpass": {"bottleneck": 4, "dropout": 0.0},
+    "mona": {"bottleneck": 4, "dropout": 0.0},
+    "repadapter": {"bottleneck": 4, "dropout": 0.0},
     "kadaptation": {"n": 4},
     "aurora": {"rank": 6},
     "dldr": {"k": 4, "snapshots": 6, "stride": 1},

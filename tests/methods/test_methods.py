@@ -30,6 +30,16 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("vpt_deep", {"num_prompts": 10}, 92_160),
     ("adaptformer", {}, 1_189_632),  # 12 * (2 * 768 * 64 + 64 + 768)
     ("adaptformer", {"bottleneck": 8}, 156_768),
+    ("pfeiffer", {}, 156_768),
+    ("pfeiffer", {"bottleneck": 96}, 1_779_840),
+    ("houlsby", {}, 313_536),
+    ("houlsby", {"bottleneck": 64, "norms": True}, 2_417_664),  # 2,379,264 and 25 norms
+    ("repadapter", {}, 239_808),
+    ("repadapter", {"attention_only": True}, 119_904),
+    ("mona", {}, 2_684_928),  # 24 * (2 * 768 * 64 + 64 + 768 + 4 * 768 + 64 * 83 + 192 + 64 * 65)
+    ("convpass", {}, 327_552),
+    ("convpass", {"attention_only": True}, 163_776),
+    ("consolidator", {}, 425_472),
     ("lora", {}, 294_912),  # 12 * 2 * 2 * 768 * 8: V-PETL Bench prints 0.29 M
     ("lora", {"rank": 4}, 147_456),
     ("lora", {"rank": 8, "targets": "qkv"}, 442_368),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,38 +9,22 @@ from torch import Tensor, nn
 
 from vtlite.backbones.stages import attention_blocks, take_gain
 from vtlite.method import Backbone, Method
-from vtlite.ops.adapter import adapter
+from vtlite.methods.adapter.bottleneck import Bottleneck
 
 
-class AdaptMLP(nn.Module):
+class AdaptMLP(Bottleneck):
     """The frozen second half of a pre-norm block (norm, MLP, its gain), and a bottleneck beside it:
     tokens [..., D] -> [..., D]."""
 
     def __init__(
-        self,
-        norm: nn.Module,
-        mlp: nn.Module,
-        gain: nn.Module,
-        dim: int,
-        bottleneck: int,
-        scale: float,
-        dropout: float,
+        self, norm: nn.Module, mlp: nn.Module, gain: nn.Module, dim: int, width: int, **more: Any
     ) -> None:
-        super().__init__()
-        self.norm, self.mlp, self.gain, self.scale, self.dropout = norm, mlp, gain, scale, dropout
-        self.down = nn.Linear(dim, bottleneck)
-        self.up = nn.Linear(bottleneck, dim)
-        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
-        for zero in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(zero)
+        super().__init__(dim, width, "relu", **more)
+        self.norm, self.mlp, self.gain = norm, mlp, gain
 
     def forward(self, x: Tensor, *more: Any) -> Tensor:  # PVT's MLP is also told the map's size
         beside = self.gain(self.mlp(self.norm(x), *more))
-        weights = self.down.weight, self.up.weight, self.down.bias, self.up.bias
-        dropout = self.dropout if self.training else 0.0
-        return adapter(
-            x, *weights, residual=beside, scale=self.scale, activation="relu", dropout=dropout
-        )  # from x before its norm
+        return self.bottleneck(x, beside)  # from x before its norm
 
 
 @dataclass
@@ -79,7 +62,6 @@ class AdaptFormer(Method):
             # The block computes x + gain(mlp(norm2(x))): the new module takes all three parts, so
             # that it sees x before the norm.
             gain, dim = take_gain(block), block.mlp.fc2.out_features
-            block.mlp = AdaptMLP(
-                block.norm2, block.mlp, gain, dim, self.bottleneck, self.scale, self.dropout
-            )
+            parts = block.norm2, block.mlp, gain, dim, self.bottleneck
+            block.mlp = AdaptMLP(*parts, scale=self.scale, dropout=self.dropout)
             block.norm2 = nn.Identity()

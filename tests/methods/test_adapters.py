@@ -1,0 +1,187 @@
+"""Adapters against the most naive reading of their formulas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import vtlite as vt
+from tests.conftest import make_tiny
+from tests.methods.checks import batch
+from tests.methods.test_references import added, assert_same, example, naive_vit
+from vtlite.methods.adapter.parallel.convpass import Bypass
+from vtlite.methods.adapter.places import Places
+from vtlite.methods.adapter.sequential.mona import MonaAdapter
+
+
+def bottlenecks(model: Any) -> Any:
+    """Applies bottleneck k of the model, in the order of its modules, to z."""
+    D, d, U, u = (added(model, s) for s in ("down.weight", "down.bias", "up.weight", "up.bias"))
+    return lambda k, z: z + F.gelu(z @ D[k].T + d[k]) @ U[k].T + u[k]
+
+
+def test_houlsby_has_a_bottleneck_after_attention_and_mlp() -> None:
+    model, state, images = example("houlsby")
+    A = bottlenecks(model)
+
+    def op(name: str, z: Tensor) -> Tensor:
+        block = int(name.split(".")[1]) if name.startswith("blocks") else 0
+        if name.endswith("attn.proj"):
+            return A(2 * block, z)
+        return A(2 * block + 1, z) if name.endswith("mlp.fc2") else z
+
+    assert_same(model, images, naive_vit(state, images, op))
+
+
+def test_pfeiffer_has_one_after_the_mlp_alone() -> None:
+    model, state, images = example("pfeiffer")
+    A = bottlenecks(model)
+
+    def op(name: str, z: Tensor) -> Tensor:
+        return A(int(name.split(".")[1]), z) if name.endswith("mlp.fc2") else z
+
+    assert_same(model, images, naive_vit(state, images, op))
+
+
+def test_repadapter_comes_between_the_norms_and_what_follows() -> None:
+    model, state, images = example("repadapter")
+    s, groups = model.method.scale, model.method.groups  # type: ignore[attr-defined]
+    names = ("down.weight", "down.bias", "up", "up_bias")
+    A, a, B, b = (added(model, f"adapter.{name}") for name in names)
+    assert len(A) == 4  # one for q, k and v together, one for the MLP, in each of two blocks
+
+    def op(name: str, z: Tensor) -> Tensor:
+        if "norm" not in name or name == "norm":
+            return z
+        k = 2 * int(name.split(".")[1]) + name.endswith("norm2")
+        hidden = z @ A[k].T + a[k]
+        parts = [h @ B[k][g].T for g, h in enumerate(hidden.chunk(groups, -1))]
+        return z + s * (torch.cat(parts, -1) + b[k])
+
+    assert_same(model, images, naive_vit(state, images, op))
+
+
+def test_consolidator_adds_blocks_on_the_diagonal() -> None:
+    model, state, images = example("consolidator")
+    groups = model.method.groups  # type: ignore[attr-defined]
+    changed = dict(model.backbone.named_parameters())
+    for name in [n for n in changed if n.endswith(".blocks")]:
+        layer, blocks = name.removesuffix(".blocks"), changed[name].detach()
+        weight = state[f"{layer}.weight"]
+        rows, columns = weight.shape[0] // groups, weight.shape[1] // groups
+        for g in range(groups):
+            place = slice(g * rows, (g + 1) * rows), slice(g * columns, (g + 1) * columns)
+            weight[place] += blocks[g]
+        state[f"{layer}.bias"] = changed[f"{layer}.base.bias"] + changed[f"{layer}.shift"]
+    for name, value in changed.items():
+        if "norm" in name:
+            state[name] = value.detach()
+    assert_same(model, images, naive_vit(state, images))
+
+
+def test_consolidator_drops_the_whole_of_it_for_an_image() -> None:
+    model = vt.tune(make_tiny(), "consolidator", 3, groups=6, drop=0.5)
+    layer: Any = model.backbone.blocks[0].mlp.fc1
+    torch.manual_seed(0)
+    x = torch.randn(64, 5, 24)
+    beside = layer.update(x)  # in eval mode nothing is dropped
+    layer.train()
+    left = (layer.update(x) / beside).flatten(1)
+    torch.testing.assert_close(left.amin(1), left.amax(1), atol=1e-3, rtol=0)
+    assert set(left.mean(1).round().tolist()) == {0.0, 2.0}
+
+
+def by_hand(z: Tensor, weight: Tensor, bias: Tensor, h: int, w: int) -> Tensor:
+    """A convolution over patches [h w, C_in] that lie row by row, position by position. weight
+    [C_out, C_in / groups, k, k] with one or C_in groups."""
+    alone, k = weight.shape[1] == 1 and z.shape[1] > 1, weight.shape[-1]
+    out = bias.expand(h * w, -1).clone()
+    for y in range(h):
+        for x in range(w):
+            for i in range(k):
+                for j in range(k):
+                    v, u = y + i - k // 2, x + j - k // 2
+                    if 0 <= v < h and 0 <= u < w:
+                        seen, tap = z[v * w + u], weight[:, :, i, j]
+                        out[y * w + x] += seen * tap[:, 0] if alone else tap @ seen
+    return out
+
+
+def places_by_hand(x: Tensor, prefix: int, conv: Any, h: int, w: int) -> Tensor:
+    """`conv(map, h, w)` over the patches of one image, and over each token before them alone."""
+    alone = [conv(token[None], 1, 1) for token in x[:prefix]]
+    return torch.cat([*alone, conv(x[prefix:], h, w)])
+
+
+@pytest.mark.parametrize(("prefix", "h", "w"), [(0, 4, 4), (1, 3, 3), (3, 4, 2)])
+def test_convpass_is_a_convolution_over_the_patches(prefix: int, h: int, w: int) -> None:
+    torch.manual_seed(0)
+    branch, places = nn.Linear(6, 6).double(), Places(prefix, h / w)
+    module = Bypass(branch, 6, 4, 0.7, 0.0, places).double()
+    with torch.no_grad():
+        for p in module.parameters():
+            p.normal_()
+    x = torch.randn(2, prefix + h * w, 6, dtype=torch.float64)
+    q = lambda v: v / (1 + torch.exp(-1.702 * v))  # noqa: E731
+    for image, found in zip(x, module(x), strict=True):
+        z = q(image @ module.down.weight.T + module.down.bias)
+        conv = lambda z, h, w: by_hand(z, module.conv.weight, module.conv.bias, h, w)  # noqa: E731
+        z = q(places_by_hand(z, prefix, conv, h, w))
+        expected = branch(image) + 0.7 * (z @ module.up.weight.T + module.up.bias)
+        torch.testing.assert_close(found, expected)
+
+
+def test_convpass_stands_beside_attention_and_mlp_on_normed_tokens() -> None:
+    torch.manual_seed(0)
+    model = vt.tune(make_tiny(), "convpass", 3, bottleneck=4, scale=2.0).eval()
+    block: Any = model.backbone.blocks[1]
+    with torch.no_grad():
+        for p in block.parameters():
+            p += 0.1 * torch.randn(p.shape)
+    x = torch.randn(2, 17, 24)
+    q = lambda v: v * torch.sigmoid(1.702 * v)  # noqa: E731
+    C = lambda m, z: 2 * m.up(q(m.places.apply(m.conv, q(m.down(z)))))  # noqa: E731
+    n = block.norm1(x)
+    y = x + block.attn.branch(n) + C(block.attn, n)
+    n = block.norm2(y)
+    torch.testing.assert_close(block(x), y + block.mlp.branch(n) + C(block.mlp, n))
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_mona_by_hand(prefix: int) -> None:
+    torch.manual_seed(0)
+    module = MonaAdapter(6, 3, 0.0, Places(prefix)).double()
+    with torch.no_grad():
+        for p in module.parameters():
+            p.normal_()
+    x = torch.randn(2, prefix + 9, 6, dtype=torch.float64)
+
+    def over(z: Tensor, h: int, w: int) -> Tensor:
+        z = z + sum(by_hand(z, c.weight, c.bias, h, w) for c in module.convs) / 3
+        return z + z @ module.mix.weight[:, :, 0, 0].T + module.mix.bias
+
+    for image, found in zip(x, module(x), strict=True):
+        z = module.gamma * module.norm(image) + module.gamma_x * image
+        z = places_by_hand(z @ module.down.weight.T + module.down.bias, prefix, over, 3, 3)
+        torch.testing.assert_close(found, F.gelu(z) @ module.up.weight.T + module.up.bias)
+
+
+def test_mona_works_on_the_stream_after_attention_and_after_the_mlp() -> None:
+    torch.manual_seed(0)
+    backbone = make_tiny().eval()
+    model = vt.tune(backbone, "mona", 3, bottleneck=4).eval()
+    block, plain = model.backbone.blocks[0], backbone.blocks[0]
+    x, _ = torch.randn(2, 17, 24), batch()
+    y = x + plain.attn(plain.norm1(x))
+    y = y + block.mlp.before(y)
+    y = y + plain.mlp(plain.norm2(y))
+    torch.testing.assert_close(block(x), y + block.mlp.after(y))
+
+
+def test_images_of_another_shape_than_the_backbones_are_refused_in_a_sentence() -> None:
+    with pytest.raises(vt.VTError, match="found 10 for images 1 times as high as wide"):
+        Places(1).apply(lambda z: z, torch.randn(1, 11, 2))

@@ -1,0 +1,45 @@
+"""Tokens at their places on the image: what an adapter with a convolution inside needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vtlite.backbones.base import about
+from vtlite.method import Backbone
+from vtlite.storage import VTError
+
+
+@dataclass(frozen=True)
+class Places:
+    """How the tokens of a backbone lie: `prefix` without a place before those of the patches, which
+    are row by row `ratio` times as high as wide."""
+
+    prefix: int = 0
+    ratio: float = 1.0
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> Places:
+        height, width = about(backbone).input_size or (1, 1)
+        return cls(getattr(backbone, "num_prefix_tokens", 0), height / width)
+
+    def apply(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`function`, from maps [B, C, h, w] to such maps, on tokens [B, N, C] or a map [B, h, w,
+        C]. Each token without a place is a map of its own."""
+        if x.ndim == 4:
+            return function(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        before, patches = x[:, : self.prefix], x[:, self.prefix :]
+        height = max(1, round((patches.shape[1] * self.ratio) ** 0.5))
+        if patches.shape[1] % height:
+            raise VTError(
+                f"expected patches in rows and columns, found {patches.shape[1]} for images "
+                f"{self.ratio:g} times as high as wide; give images of the shape of the backbone's"
+            )
+        patches = function(patches.mT.unflatten(2, (height, -1))).flatten(2).mT
+        if not self.prefix:
+            return patches
+        alone = function(before.reshape(-1, x.shape[2], 1, 1)).view(before.shape)
+        return torch.cat([alone, patches], 1)
