@@ -22,6 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "adaptformer": {"bottleneck": 4, "dropout": 0.0},
     "consolidator": {"groups": 6},
     "convpass": {"bottleneck": 4, "dropout": 0.0},
+    "lst": {"reduction": 4},
     "mona": {"bottleneck": 4, "dropout": 0.0},
     "repadapter": {"bottleneck": 4, "dropout": 0.0},
     "kadaptation": {"n": 4},

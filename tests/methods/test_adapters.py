@@ -185,3 +185,97 @@ def test_mona_works_on_the_stream_after_attention_and_after_the_mlp() -> None:
 def test_images_of_another_shape_than_the_backbones_are_refused_in_a_sentence() -> None:
     with pytest.raises(vt.VTError, match="found 10 for images 1 times as high as wide"):
         Places(1).apply(lambda z: z, torch.randn(1, 11, 2))
+
+
+def test_lst_climbs_a_ladder_of_blends() -> None:
+    model, _, images = example("lst")
+    ladder: Any = model.backbone
+    first, *rungs = ladder.rungs(images)
+    expected = ladder.base.patch_embed(images)
+    expected = torch.cat([ladder.base.cls_token.expand(len(images), -1, -1), expected], 1)
+    torch.testing.assert_close(first, expected + ladder.base.pos_embed)
+    torch.testing.assert_close(ladder.base.norm(rungs[-1]), ladder.base.forward_features(images))
+    s = first @ ladder.reads[0].weight.T + ladder.reads[0].bias
+    for i, rung in enumerate(rungs):
+        g = 1 / (1 + torch.exp(-ladder.gates[i] / 0.1))
+        read = rung @ ladder.reads[i + 1].weight.T + ladder.reads[i + 1].bias
+        s = ladder.side[i](g * s + (1 - g) * read)
+    tokens = ladder.norm(s) @ ladder.back.weight.T + ladder.back.bias
+    assert_same(model, images, tokens[:, 0])
+
+
+def test_lst_lets_no_gradient_and_no_graph_into_the_trunk() -> None:
+    model, (images, labels) = vt.tune(make_tiny(), "lst", 3, reduction=4), batch()
+    seen: list[bool] = []
+    for block in model.backbone.base.blocks:
+        block.register_forward_hook(lambda m, args, out: seen.append(out.requires_grad))
+    images.requires_grad_(True)  # even where one is asked for
+    model.method.backward(model, images, labels)
+    assert seen == [False, False]
+    assert images.grad is None
+    assert all(p.grad is None for p in model.backbone.base.parameters())
+    assert all(p.grad is not None for p in model.backbone.side.parameters())
+
+
+def test_lst_starts_as_what_is_strongest_in_the_blocks() -> None:
+    backbone = make_tiny()
+    keep = torch.tensor([1, 2, 5, 8, 13, 20])
+    with torch.no_grad():  # six strong channels, two strong ones in each head, a quarter of the MLP
+        rows = [torch.tensor([0, 3]), torch.tensor([1, 7]), torch.tensor([4, 5])]
+        hidden = torch.arange(0, 96, 4)
+        for block in backbone.blocks:
+            for p in block.parameters():
+                p.mul_(0.01)
+            for h, kept in enumerate(rows):
+                for part in range(3):
+                    block.attn.qkv.weight[24 * part + 8 * h + kept] *= 100
+                block.attn.proj.weight[:, 8 * h + kept] *= 100
+            block.mlp.fc1.weight[hidden] *= 100
+            block.mlp.fc2.weight[:, hidden] *= 100
+            for layer in (block.attn.qkv, block.mlp.fc1):
+                layer.weight[:, keep] *= 100
+            for layer in (block.attn.proj, block.mlp.fc2):
+                layer.weight[keep] *= 100
+    side: Any = vt.tune(backbone, "lst", 3, reduction=4).backbone.side
+    inside = torch.cat([8 * h + kept for h, kept in enumerate(rows)])
+    for thin, block in zip(side, backbone.blocks, strict=True):
+        expected = block.attn.qkv.weight.view(3, 24, 24)[:, inside][:, :, keep].flatten(0, 1)
+        assert torch.equal(thin.attn.qkv.weight, expected)
+        assert torch.equal(thin.attn.proj.weight, block.attn.proj.weight[keep][:, inside])
+        assert torch.equal(thin.mlp.fc1.weight, block.mlp.fc1.weight[hidden][:, keep])
+        assert torch.equal(thin.mlp.fc2.weight, block.mlp.fc2.weight[keep][:, hidden])
+        assert torch.equal(thin.norm2.weight, block.norm2.weight[keep])
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_dtl_gathers_everywhere_and_gives_back_late(conv: bool) -> None:
+    torch.manual_seed(0)
+    backbone = make_tiny(depth=4).double().eval()
+    model = vt.tune(backbone, "dtl", 3, conv=conv).double().eval()
+    blocks: Any = model.backbone.blocks
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p += 0.3 * torch.randn_like(p)
+    x, s = torch.randn(2, 17, 24, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    found = blocks(x)
+    for i, block in enumerate(blocks):
+        s = s + (x @ block.A.T) @ block.B.T
+        x = backbone.blocks[i](x)
+        if i >= 2:
+            given = s / (1 + torch.exp(-100 * s))
+            if conv:
+                weight, none = block.gives.conv.weight, torch.zeros(24, dtype=torch.float64)
+                patches = torch.stack([by_hand(z, weight, none, 4, 4) for z in given[:, 1:]])
+                given = torch.cat([given[:, :1], patches], 1)
+            x = x + given
+    torch.testing.assert_close(found, x)
+
+
+def test_dtl_needs_no_graph_through_the_first_blocks() -> None:
+    model, (images, _) = vt.tune(make_tiny(depth=4), "dtl", 3), batch()
+    seen: list[bool] = []
+    for block in model.backbone.blocks:
+        block.block.register_forward_hook(lambda m, args, out: seen.append(out.requires_grad))
+    model(images)
+    assert seen == [False, False, False, True]  # the third one's output is given the path's

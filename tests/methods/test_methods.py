@@ -37,6 +37,9 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("repadapter", {}, 239_808),
     ("repadapter", {"attention_only": True}, 119_904),
     ("mona", {}, 2_684_928),  # 24 * (2 * 768 * 64 + 64 + 768 + 4 * 768 + 64 * 83 + 192 + 64 * 65)
+    ("lst", {}, 2_376_492),  # 12 blocks of 96, 13 * 73,824, 74,496, 192 and 12
+    ("dtl", {}, 36_864),  # 12 * 2 * 768 * 2
+    ("dtl", {"conv": True}, 43_776),
     ("convpass", {}, 327_552),
     ("convpass", {"attention_only": True}, 163_776),
     ("consolidator", {}, 425_472),
