@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import vtlite as vt
+from vtlite.backbones.resnet import ResNet
 from vtlite.backbones.vit import VisionTransformer
 
 mpl.use("Agg")
@@ -23,6 +24,21 @@ def make_tiny(**overrides: object) -> VisionTransformer:
         )
         for parameter in backbone.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
+    return backbone.eval()
+
+
+def make_tiny_resnet(width: int = 8, **overrides: object) -> ResNet:
+    """A ResNet of four blocks with random values everywhere, its statistics among them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = vt.create_backbone(
+            "resnet18", **{"width": width, "depths": (1, 1, 1, 1), **overrides}
+        )
+        for parameter in backbone.parameters():
+            parameter.data += 0.02 * torch.randn_like(parameter)
+        for name, buffer in backbone.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer += 0.3 * torch.rand_like(buffer)
     return backbone.eval()
 
 

@@ -41,7 +41,7 @@ SURVEY = {
     "adapter/sequential": (
         (
             "Residual adapter (series)|Houlsby adapter|Pfeiffer"
-            " adapter|LST|Conv-Adapter|Mona|RepAdapter|Polyhistor"
+            " adapter|LST|Conv-Adapter|Mona|RepAdapter|DTL|Polyhistor"
         ),
         "EPM|DAN|AMixer|FiT|TINA|BDTL|ViTDet|Florence|SND",
     ),
@@ -73,6 +73,7 @@ EXTRA = {
     *(
         "MLP head",
         "Mona",
+        "DTL",
         "Partial",
         "Layer-wise learning-rate decay",
         "LP-FT",

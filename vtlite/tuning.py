@@ -186,7 +186,8 @@ def _with_head(plain: Any, head: nn.Module, task: Task) -> Any:
         own = own if isinstance(own, tuple) else (own,)  # DeiT's two: it answers with their mean
         if all(isinstance(h, nn.Linear) and h.weight.shape == head.weight.shape for h in own):
             for each in own:
-                each.load_state_dict(head.state_dict())
+                # in its own type first: what is made anew is float32, and would round
+                each.to(head.weight).load_state_dict(head.state_dict())
             return plain.requires_grad_(True)
         plain.reset_classifier(0)
     return Predictor(plain, copy.deepcopy(head), task).requires_grad_(True)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vtlite as vt
-from tests.conftest import make_tiny
-from tests.methods.checks import batch
+from tests.conftest import make_tiny, make_tiny_resnet
+from tests.methods.checks import CNNS, batch
 from tests.methods.test_references import added, assert_same, example, naive_vit
 from vtlite.methods.adapter.parallel.convpass import Bypass
 from vtlite.methods.adapter.places import Places
@@ -49,7 +49,7 @@ def test_pfeiffer_has_one_after_the_mlp_alone() -> None:
 
 def test_repadapter_comes_between_the_norms_and_what_follows() -> None:
     model, state, images = example("repadapter")
-    s, groups = model.method.scale, model.method.groups  # type: ignore[attr-defined]
+    s, groups = model.method.scale, model.method.num_groups  # type: ignore[attr-defined]
     names = ("down.weight", "down.bias", "up", "up_bias")
     A, a, B, b = (added(model, f"adapter.{name}") for name in names)
     assert len(A) == 4  # one for q, k and v together, one for the MLP, in each of two blocks
@@ -67,7 +67,7 @@ def test_repadapter_comes_between_the_norms_and_what_follows() -> None:
 
 def test_consolidator_adds_blocks_on_the_diagonal() -> None:
     model, state, images = example("consolidator")
-    groups = model.method.groups  # type: ignore[attr-defined]
+    groups = model.method.num_groups  # type: ignore[attr-defined]
     changed = dict(model.backbone.named_parameters())
     for name in [n for n in changed if n.endswith(".blocks")]:
         layer, blocks = name.removesuffix(".blocks"), changed[name].detach()
@@ -84,7 +84,7 @@ def test_consolidator_adds_blocks_on_the_diagonal() -> None:
 
 
 def test_consolidator_drops_the_whole_of_it_for_an_image() -> None:
-    model = vt.tune(make_tiny(), "consolidator", 3, groups=6, drop=0.5)
+    model = vt.tune(make_tiny(), "consolidator", 3, num_groups=6, drop=0.5)
     layer: Any = model.backbone.blocks[0].mlp.fc1
     torch.manual_seed(0)
     x = torch.randn(64, 5, 24)
@@ -279,3 +279,99 @@ def test_dtl_needs_no_graph_through_the_first_blocks() -> None:
         block.block.register_forward_hook(lambda m, args, out: seen.append(out.requires_grad))
     model(images)
     assert seen == [False, False, False, True]  # the third one's output is given the path's
+
+
+def convolved(x: Tensor, layer: Any) -> Tensor:
+    """A convolution of maps with one of a network's layers, in float64."""
+    return F.conv2d(
+        x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
+    )
+
+
+def moved(name: str, **settings: Any) -> vt.Tuned:
+    """A ResNet with a method on it, whose every value and statistic is moved from its start."""
+    torch.manual_seed(0)
+    model = vt.tune(make_tiny_resnet(), name, 3, **settings).double().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p += 0.2 * torch.randn_like(p)
+        for key, b in model.named_buffers():
+            if key.endswith(("running_mean", "running_var")):
+                b += torch.rand_like(b)
+    return model
+
+
+def test_residual_adapters_in_series_by_hand() -> None:
+    module: Any = moved("residual_adapter_series").backbone.layer2[0].conv1  # with a stride
+    x = torch.randn(2, 8, 6, 6, dtype=torch.float64)
+    y, n = convolved(x, module.base), module.norm
+    normed = (y - n.running_mean[:, None, None]) / (n.running_var[:, None, None] + n.eps).sqrt()
+    normed = normed * n.weight[:, None, None] + n.bias[:, None, None]
+    expected = y + torch.einsum("ij,bjhw->bihw", module.adapter.weight[:, :, 0, 0], normed)
+    torch.testing.assert_close(module(x), expected)
+
+
+def test_residual_adapters_in_parallel_by_hand() -> None:
+    module: Any = moved("residual_adapter_parallel").backbone.layer2[0].conv1
+    x = torch.randn(2, 8, 6, 6, dtype=torch.float64)
+    weight = module.adapter.weight[:, :, 0, 0]
+    expected = convolved(x, module.base) + torch.einsum("ij,bjhw->bihw", weight, x[:, :, ::2, ::2])
+    torch.testing.assert_close(module(x), expected)
+
+
+@pytest.mark.parametrize("name", ["residual_adapter_series", "residual_adapter_parallel"])
+def test_residual_adapters_train_all_norms_and_their_statistics(name: str) -> None:
+    model, (images, labels) = vt.tune(make_tiny_resnet(), name, 3), batch(6)
+    before = {n: b.clone() for n, b in model.named_buffers() if n.endswith("running_mean")}
+    norms = [m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(norm.weight.requires_grad for norm in norms)
+    vt.fit(model, torch.utils.data.TensorDataset(images, labels), epochs=1, progress=False)
+    assert not any(torch.equal(b, before[n]) for n, b in model.named_buffers() if n in before)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_residual_adapters_follow_the_groups_of_a_convolution_and_merge(groups: int) -> None:
+    for name in ("residual_adapter_series", "residual_adapter_parallel"):
+        backbone = make_tiny_resnet().double()
+        backbone.layer1[0].conv2 = nn.Conv2d(8, 8, 3, padding=1, groups=groups).double()
+        model = vt.tune(backbone, name, 3).double().eval()
+        with torch.no_grad():
+            for p in model.parameters():
+                p += 0.1 * torch.randn_like(p)
+        images = batch()[0].double()
+        torch.testing.assert_close(vt.merge(model).eval()(images), model(images))
+
+
+def bottleneck_by_hand(x: Tensor, module: Any) -> Tensor:
+    hidden = F.relu(convolved(x, module.down))
+    return module.gain * convolved(hidden, module.up)
+
+
+def test_conv_adapter_beside_the_first_of_two_convolutions() -> None:
+    model = moved("conv_adapter", reduction=4)
+    block: Any = model.backbone.layer2[0]
+    x = torch.randn(2, 8, 6, 6, dtype=torch.float64)
+    y = convolved(x, block.conv1.base) + bottleneck_by_hand(x, block.conv1.adapter)
+    y = block.bn2(convolved(F.relu(block.bn1(y)), block.conv2))
+    torch.testing.assert_close(block(x), F.relu(y + block.downsample(x)))
+
+
+def test_conv_adapter_beside_the_middle_one_of_three_and_after_its_relu() -> None:
+    torch.manual_seed(0)
+    backbone = make_tiny_resnet(bottleneck=True)
+    model = vt.tune(backbone, "conv_adapter", 3, reduction=4).double().eval()
+    block: Any = model.backbone.layer2[0]
+    z = torch.randn(2, 32, 6, 6, dtype=torch.float64)
+    a = F.relu(block.bn1(block.conv1(z)))
+    h = F.relu(block.bn2(convolved(a, block.conv2.base)))
+    h = h + bottleneck_by_hand(a, block.conv2.adapter)
+    expected = block.bn3(convolved(h, block.conv3.base)) + block.downsample(z)
+    torch.testing.assert_close(block(z), F.relu(expected))
+
+
+@pytest.mark.parametrize("name", sorted(CNNS))
+def test_a_zero_start_is_the_backbone(name: str) -> None:
+    images, backbone = batch()[0], make_tiny_resnet()
+    model = vt.tune(backbone, name, 3, zero=True, **({"reduction": 4} if "conv" in name else {}))
+    torch.testing.assert_close(model.features(images), backbone(images))

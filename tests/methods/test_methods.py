@@ -3,6 +3,7 @@ count is added below."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,13 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("ssf", {}, 205_824),  # V-PETL Bench: 0.21 M
     ("kd", {}, 43_271_424),  # 6 blocks of 7,087,872, embeddings 742,656, norm 1,536
 ]
+# The same on ResNet-50, for what changes 3x3 convolutions.
+PUBLISHED_RESNET50: list[tuple[str, dict[str, Any], int]] = [
+    ("residual_adapter_series", {}, 1_318_144),  # 1,257,472, norms 53,120 and 2 * 3,776
+    ("residual_adapter_parallel", {}, 1_310_592),
+    ("conv_adapter", {}, 199_192),
+    ("conv_adapter", {"reduction": 4}, 356_848),
+]
 
 
 @pytest.fixture(params=list(vt.METHODS), ids=lambda key: key.rsplit("/", 1)[-1])
@@ -110,8 +118,23 @@ def test_published_parameter_count(
     assert vt.count_parameters(model)[0] - (768 * 100 + 100) == count
 
 
+@pytest.mark.parametrize(("method", "settings", "count"), PUBLISHED_RESNET50)
+def test_published_parameter_count_on_resnet50(
+    method: str, settings: dict[str, Any], count: int
+) -> None:
+    resnet50 = vt.create_backbone("resnet50", device="meta")
+    model = vt.tune(resnet50, method, num_classes=10, **settings)
+    assert vt.count_parameters(model)[0] - (2048 * 10 + 10) == count
+
+
 def test_every_method_has_a_published_count(name: str) -> None:
-    assert name.rsplit("/", 1)[-1] in {method for method, _, _ in PUBLISHED}
+    counted = {method for method, _, _ in (*PUBLISHED, *PUBLISHED_RESNET50)}
+    assert name.rsplit("/", 1)[-1] in counted
+
+
+def test_no_setting_hides_what_every_method_has(name: str) -> None:
+    fields = {field.name for field in dataclasses.fields(vt.METHODS[name])}
+    assert not {field for field in fields if hasattr(vt.Method, field)}
 
 
 def test_starts_as_the_backbone_or_says_why(name: str) -> None:

@@ -10,7 +10,7 @@ import torch
 
 import vtlite as vt
 from tests.backbones.test_families import MAKERS, shaken
-from tests.methods.checks import CLASSES, SMALL, batch
+from tests.methods.checks import CLASSES, CNNS, SMALL, batch
 from vtlite.method import find_method
 
 BACKBONES = {
@@ -44,10 +44,18 @@ REFUSED = {
         "kadaptation",
         "phm_adapter",
         "compacter",
+        "houlsby",
+        "pfeiffer",
+        "repadapter",
+        "mona",
+        "convpass",
+        "consolidator",
+        "lst",
+        "dtl",
     },
-    "swin": {"vpt_deep", "fact_tt", "fact_tk", "aurora", "kd", "side_tuning"},
-    "hybrid": {"dp_bitfit"},
-    "deit": set(),
+    "swin": {"vpt_deep", "fact_tt", "fact_tk", "aurora", "kd", "side_tuning", "lst", "dtl", *CNNS},
+    "hybrid": {"dp_bitfit", *CNNS},
+    "deit": {*CNNS},
 }
 
 
@@ -59,7 +67,8 @@ def test_works_whole_or_refuses_in_a_sentence(kind: str, key: str, tmp_path: Pat
     settings: dict[str, Any] = SMALL.get(name, {})
     if name in REFUSED[kind]:
         with pytest.raises(
-            vt.VTError, match=f"expected a (ViT|backbone with).*found {type(backbone).__name__}"
+            vt.VTError,
+            match=f"expected a (ViT|backbone with|CNN|ResNet).*found {type(backbone).__name__}",
         ):
             vt.tune(backbone, key, CLASSES, **settings)
         return

@@ -15,7 +15,7 @@ from vtlite.methods.parameter.updates import UpdatedLinear, replace_layers
 
 class ConsolidatedLinear(UpdatedLinear):
     """A frozen weight and a grouped linear layer beside it: y = W0 x + b0 + drop(G x + c), G with
-    `groups` blocks [N / g, K / g] on its diagonal; b0 and c train."""
+    `num_groups` blocks [N / g, K / g] on its diagonal; b0 and c train."""
 
     def __init__(self, base: nn.Linear, groups: int, drop: float) -> None:
         super().__init__(base)
@@ -68,22 +68,22 @@ class Consolidator(Method):
     """
 
     starts_elsewhere = "the grouped layers start small, not at zero, as published"
-    small = {"groups": 48}
+    small = {"num_groups": 48}
 
-    groups: int = 384  # blocks of G; each is 2 x 2 where 768 channels enter and leave
+    num_groups: int = 384  # blocks of G; each is 2 x 2 where 768 channels enter and leave
     drop: float = 0.0  # how often an image is trained without the grouped layer
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.groups, int) and self.groups >= 1
-        self.expect(whole, "groups", "an integer of at least 1")
+        whole = isinstance(self.num_groups, int) and self.num_groups >= 1
+        self.expect(whole, "num_groups", "an integer of at least 1")
         self.expect(0 <= self.drop < 1, "drop", "in [0, 1)")
 
     def attach(self, backbone: Backbone) -> None:
         def beside(layer: Any, name: str) -> nn.Module:
             sizes = layer.in_features, layer.out_features
             wanted = f"that divide the {sizes[0]} inputs and {sizes[1]} outputs of {name}"
-            self.expect(not any(size % self.groups for size in sizes), "groups", wanted)
-            return ConsolidatedLinear(layer, self.groups, self.drop)
+            self.expect(not any(size % self.num_groups for size in sizes), "num_groups", wanted)
+            return ConsolidatedLinear(layer, self.num_groups, self.drop)
 
         names = ("qkv", "proj", "fc1", "fc1_g", "fc1_x", "fc2")
         replace_layers(backbone, "consolidator", names, beside)

@@ -78,7 +78,7 @@ class RepAdapter(Method):
 
         x' = x + attention(R(LN(x)));   y = x' + MLP(R'(LN(x')));   R(z) = z + s (B (A z + a) + b),   A [bottleneck, dim], B [dim, bottleneck]
 
-    B consists of `groups` blocks: output channels of one block see its hidden channels alone. B, a,
+    B consists of `num_groups` blocks: output channels of one block see its hidden channels alone. B, a,
     b start at zero, so training starts from the backbone. Luo et al., "Towards Efficient Visual
     Adaption via Structural Re-parameterization", arXiv 2302.08106; github.com/luogen1996/
     RepAdapter. On ViT-B/16: 239,808 parameters, 119,904 before the attention alone. The scale is
@@ -89,7 +89,7 @@ class RepAdapter(Method):
     small = {"bottleneck": 8}
 
     bottleneck: int = 8  # width between A and B
-    groups: int = 2  # blocks of B
+    num_groups: int = 2  # blocks of B
     scale: float = 1.0  # s, fixed
     dropout: float = 0.1  # after A, in training
     attention_only: bool = False  # none before the MLP
@@ -97,8 +97,10 @@ class RepAdapter(Method):
     def __post_init__(self) -> None:
         fits = isinstance(self.bottleneck, int) and self.bottleneck >= 1
         self.expect(fits, "bottleneck", "an integer of at least 1")
-        fits = isinstance(self.groups, int) and self.groups >= 1
-        self.expect(fits and self.bottleneck % self.groups == 0, "groups", "that divide bottleneck")
+        fits = isinstance(self.num_groups, int) and self.num_groups >= 1
+        self.expect(
+            fits and self.bottleneck % self.num_groups == 0, "num_groups", "that divide bottleneck"
+        )
         self.expect(0 <= self.dropout < 1, "dropout", "in [0, 1)")
 
     def attach(self, backbone: Backbone) -> None:
@@ -112,8 +114,8 @@ class RepAdapter(Method):
     def _before(self, module: nn.Module, names: list[str]) -> None:
         """One bottleneck before the layers of these names, which see the same input."""
         dim = module.get_submodule(names[0]).in_features
-        self.expect(dim % self.groups == 0, "groups", f"that divide the width {dim}")
-        shape = dim, self.bottleneck, self.groups, self.scale, self.dropout
+        self.expect(dim % self.num_groups == 0, "num_groups", f"that divide the width {dim}")
+        shape = dim, self.bottleneck, self.num_groups, self.scale, self.dropout
         adapter = LinearBottleneck(*shape)
         for name in names:
             setattr(module, name, RepLinear(module.get_submodule(name), adapter))
