@@ -52,7 +52,7 @@ SURVEY = {
         ),
         "PESF-KD|PEA|CAOA|HA|BALLAD|MAGMA|Hierarchical3D|HyperPELT|SVL-Adapter",
     ),
-    "adapter/mix": ("VQT|Consolidator|ETT", "PATT|PALT|TVG"),
+    "adapter/mix": ("VQT|Consolidator|ETT|FPET", "PATT|PALT|TVG"),
     "parameter/bias": ("BitFit|Side-tuning|AdapterBias|DP-BiTFiT", ""),
     "parameter/weight": (
         (
@@ -74,6 +74,7 @@ EXTRA = {
         "MLP head",
         "Mona",
         "DTL",
+        "FPET",
         "Partial",
         "Layer-wise learning-rate decay",
         "LP-FT",

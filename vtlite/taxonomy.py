@@ -516,6 +516,10 @@ _TABLE: dict[str, tuple[tuple[str, str, str, str, str, str], ...]] = {
          "Learn attentive prefixes and offset vectors per block, for few-shot classes.",
          "Exploring Efficient Few-shot Adaptation for Vision Transformers", "TMLR 2022",
          "2301.02419"),
+        ("x fpet", "FPET",
+         "Merge half of the tokens half-way, by learned similarity, and tune with adapters.",
+         "Faster Parameter-Efficient Tuning with Token Redundancy Reduction", "CVPR 2025",
+         "2503.20282"),
         ("~ ett", "PATT",
          "Compute the prefix keys and values from the input by a bottleneck in parallel to the "
          "attention.", "Towards a Unified View on Visual Parameter-Efficient Transfer Learning",

@@ -13,6 +13,7 @@ import vtlite as vt
 from tests.conftest import make_tiny, make_tiny_resnet
 from tests.methods.checks import CNNS, batch
 from tests.methods.test_references import added, assert_same, example, naive_vit
+from vtlite.methods.adapter.mix.fpet import SizedAttention, Sizes
 from vtlite.methods.adapter.parallel.convpass import Bypass
 from vtlite.methods.adapter.places import Places
 from vtlite.methods.adapter.sequential.mona import MonaAdapter
@@ -375,3 +376,92 @@ def test_a_zero_start_is_the_backbone(name: str) -> None:
     images, backbone = batch()[0], make_tiny_resnet()
     model = vt.tune(backbone, name, 3, zero=True, **({"reduction": 4} if "conv" in name else {}))
     torch.testing.assert_close(model.features(images), backbone(images))
+
+
+def test_vqt_asks_without_being_seen() -> None:
+    """As in the paper: queries before the tokens, and a mask by which nobody sees them."""
+    torch.manual_seed(0)
+    backbone = make_tiny().double().eval()
+    model = vt.tune(backbone, "vqt", 3, num_queries=2).double().eval()
+    images = batch()[0].double()
+    x = backbone.patch_embed(images)
+    x = torch.cat([backbone.cls_token.expand(len(x), -1, -1), x], 1) + backbone.pos_embed
+    pieces, T = [], 2
+    for block, queries in zip(backbone.blocks, model.backbone.queries, strict=True):
+        x = torch.cat([queries.queries.expand(len(x), -1, -1), x], 1)
+        q, k, v = (
+            t.transpose(1, 2)
+            for t in block.attn.qkv(block.norm1(x)).unflatten(-1, (3, 3, 8)).unbind(2)
+        )
+        scores = q @ k.transpose(2, 3) / 8**0.5
+        scores[..., :T] = -torch.inf
+        x = x + block.attn.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        x = x + block.mlp(block.norm2(x))
+        pieces.append(x[:, :T].flatten(1))
+        x = x[:, T:]
+    torch.testing.assert_close(backbone.norm(x), backbone.forward_features(images))
+    pieces = [
+        piece / piece.norm(dim=1, keepdim=True) for piece in (backbone.norm(x)[:, 0], *pieces)
+    ]
+    torch.testing.assert_close(model.features(images), torch.cat(pieces, 1))
+
+
+def test_vqt_keeps_the_images_tokens_out_of_the_graph() -> None:
+    model, (images, labels) = vt.tune(make_tiny(), "vqt", 3), batch()
+    seen: list[bool] = []
+    for block in model.backbone.base.blocks:
+        block.register_forward_hook(lambda m, args, out: seen.append(out.requires_grad))
+    model.method.backward(model, images, labels)
+    assert seen == [False, False]
+    assert all(p.grad is not None for p in model.backbone.queries.parameters())
+
+
+def test_vqt_refuses_what_asks_about_places() -> None:
+    task = vt.load_task("emoji-masks")
+    model = vt.tune(vt.load_backbone("vtlite-tiny"), "vqt", task)
+    with pytest.raises(vt.VTError, match="asks about places"):
+        model(task.train[0][0][None])
+
+
+def test_fpet_merges_one_colour_of_a_checkerboard_into_the_other() -> None:
+    model, _, images = example("fpet")
+    backbone: Any = model.backbone
+    merging: Any = backbone.blocks[0]
+    x = backbone.patch_embed(images)
+    x = torch.cat([backbone.cls_token.expand(len(x), -1, -1), x], 1) + backbone.pos_embed
+    left, block, refine = merging(x), merging.block, merging.refine
+    n = block.norm1(x)
+    keys = block.attn.qkv(n)[..., 24:48].unflatten(-1, (3, 8)).mean(2)
+    r = keys + F.relu(keys @ refine.down.weight.T + refine.down.bias) @ refine.up.weight.T
+    r = r + refine.up.bias
+    x = x + block.attn(n)
+    white = [1 + 4 * i + j for i in range(4) for j in range(4) if (i + j) % 2 == 0]
+    black = [1 + 4 * i + j for i in range(4) for j in range(4) if (i + j) % 2]
+    for image, keys_of, found in zip(x, r, left, strict=True):
+        groups = {0: [0], **{j: [j] for j in black}}
+        for i in white:
+            groups[
+                max(black, key=lambda j: float(F.cosine_similarity(keys_of[i], keys_of[j], 0)))
+            ] += [i]
+        merged = torch.stack([image[group].mean(0) for group in groups.values()])
+        merged = merged + block.mlp(block.norm2(merged))
+        torch.testing.assert_close(found, merged)
+
+
+def test_a_merged_token_counts_as_many_times_as_it_stands_for() -> None:
+    torch.manual_seed(0)
+    attn: Any = make_tiny().double().blocks[0].attn
+    module = SizedAttention(attn, sizes := Sizes())
+    x = torch.randn(1, 3, 24, dtype=torch.float64)
+    sizes.sizes = torch.tensor([1.0, 3.0, 2.0], dtype=torch.float64)[None, :, None]
+    torch.testing.assert_close(module(x), attn(x[:, [0, 1, 1, 1, 2, 2]])[:, [0, 1, 4]])
+
+
+def test_fpet_works_on_half_of_the_patches_and_leaves_nothing_behind() -> None:
+    model, (images, _) = vt.tune(make_tiny(depth=4), "fpet", 3, bottleneck=4), batch()
+    seen: list[int] = []
+    for block in model.backbone.blocks:
+        block.register_forward_hook(lambda m, args, out: seen.append(out.shape[1]))
+    model(images)
+    assert seen == [17, 17, 9, 9]
+    assert model.backbone.blocks[3].merged.sizes is None

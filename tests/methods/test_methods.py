@@ -44,6 +44,10 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("convpass", {}, 327_552),
     ("convpass", {"attention_only": True}, 163_776),
     ("consolidator", {}, 425_472),
+    ("fpet", {}, 1_193_824),  # AdaptFormer's, and 2 * 64 * 32 + 32 + 64
+    ("fpet", {"bottleneck": 8}, 160_960),
+    ("vqt", {}, 930_816),  # 12 * 768, and a head of 12 * 768 more inputs for 100 classes
+    ("vqt", {"num_queries": 2}, 1_861_632),
     ("lora", {}, 294_912),  # 12 * 2 * 2 * 768 * 8: V-PETL Bench prints 0.29 M
     ("lora", {"rank": 4}, 147_456),
     ("lora", {"rank": 8, "targets": "qkv"}, 442_368),

@@ -28,7 +28,7 @@ class PromptedBlock(nn.Module):
 
     def __init__(self, block: nn.Module, prompts: Tensor, prefix: int, dropout: float) -> None:
         super().__init__()
-        self.block, self.prefix, self.dropout, self.known = block, prefix, dropout, _known(block)
+        self.block, self.prefix, self.dropout, self.known = block, prefix, dropout, known(block)
         self.prompts = nn.Parameter(prompts)  # [P, D]
         self.positions = PositionsWithPrompts(block, prefix, len(prompts))
 
@@ -63,7 +63,7 @@ class PromptedBlock(nn.Module):
         return torch.cat([x[:, : self.prefix], x[:, self.prefix + len(prompts) :]], dim=1)
 
 
-def _known(block: Any) -> bool:
+def known(block: Any) -> bool:
     """Whether this is our block or timm's usual one, with nothing in its attention but the two
     projections."""
     name = f"{type(block).__module__}.{type(block).__qualname__}"
