@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vtlite.backbones.base import VisionBackbone, about
 from vtlite.backbones.stages import attention_blocks, patch_weight, stage_names
-from vtlite.method import Backbone, Method
+from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.methods.prompt.vision.vpt_deep import known
 from vtlite.storage import VTError
 
@@ -108,6 +108,7 @@ class VQT(Method):
     """
 
     key = "adapter/mix/vqt"
+    lrs = HIGH_LRS
     starts_elsewhere = "its features are longer than the backbone's: what the queries read, too"
     unmergeable = "its queries stay a second path through every block"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vtlite.backbones.stages import attention_blocks, stage_names
-from vtlite.method import Backbone, Method
+from vtlite.method import HIGH_LRS, Backbone, Method
 from vtlite.methods.adapter.places import Places
 
 
@@ -78,6 +78,7 @@ class DTL(Method):
     """
 
     key = "adapter/sequential/dtl"
+    lrs = HIGH_LRS
 
     unmergeable = "what it adds to the tokens is no linear change of any layer's weights"
 
