@@ -16,18 +16,18 @@ from vtlite.storage import VTError, atomic_write, load_tensors, save_tensors, un
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
     path = tmp_path / "file.txt"
-    path.write_text("old")
+    path.write_text("old", encoding="utf-8")
     return path
 
 
 def only_the_old_is_there(path: Path) -> bool:
-    return path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+    return path.read_text(encoding="utf-8") == "old" and list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_an_error_while_writing_leaves_the_old_file(old: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), atomic_write(old) as temporary:  # noqa: PT012
-        temporary.write_text("half of the new")
+        temporary.write_text("half of the new", encoding="utf-8")
         raise error
     assert only_the_old_is_there(old)
 
@@ -58,13 +58,13 @@ def test_a_killed_process_leaves_the_old_file_whole(old: Path) -> None:
         [sys.executable, "-c", code, str(old)], cwd=Path(__file__).parents[1], timeout=120
     )
     assert done.returncode == -signal.SIGKILL
-    assert old.read_text() == "old"
+    assert old.read_text(encoding="utf-8") == "old"
 
 
 def test_a_new_file_has_ordinary_permissions(tmp_path: Path) -> None:
-    (tmp_path / "plain").write_text("")
+    (tmp_path / "plain").write_text("", encoding="utf-8")
     with atomic_write(tmp_path / "atomic") as temporary:
-        temporary.write_text("")
+        temporary.write_text("", encoding="utf-8")
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 

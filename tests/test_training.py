@@ -220,7 +220,8 @@ def test_an_empty_data_set_is_an_error() -> None:
 )
 def test_settings_out_of_range(arguments: dict) -> None:
     with pytest.raises(
-        vt.VTError, match="expected (epochs of at least 1|batch_size of at least 1|lr above 0), found"
+        vt.VTError,
+        match=r"expected (epochs of at least 1|batch_size of at least 1|lr above 0), found",
     ):
         fit(tuned(), **arguments)
 

@@ -111,8 +111,8 @@ def test_an_apple_is_an_apple(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ("arguments", "sentence"),
     [
         (["none.png"], "expected a picture such as a PNG, JPEG or WebP, found no file: none.png"),
-        (["text.png"], "found a file that is none, or is damaged: text.png"),
-        (["half.png"], "found a file that is none, or is damaged: half.png"),
+        (["text.png"], "expected an image, found text.png, which cannot be read"),
+        (["half.png"], "expected an image, found half.png, which cannot be read"),
         (["."], "expected a picture"),
         (["apple.png", "--names", ","], "expected a list of class names"),
         (["apple.png", "--template", "an emoji"], "a place for the name, found 'an emoji'"),

@@ -4,6 +4,7 @@ bench-ops | networks | classroom`."""
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -211,6 +212,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a user's mistake prints one sentence and returns 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without a letter gets a "?" for it
+            stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     from vtlite.storage import VTError
 

@@ -15,7 +15,8 @@ import torch
 
 from vtlite.storage import VTError, said, unknown
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
@@ -55,8 +56,8 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str)
     if hint in (None, types.NoneType):
         return value is None
-    if kind is Literal:
-        return value in of
+    if kind is Literal:  # which of them, the function itself says
+        return isinstance(value, type(of[0]))
     if kind in (Union, types.UnionType):
         return any(fits(value, each) for each in of)
     if kind in (tuple, Sequence):
@@ -72,7 +73,7 @@ def in_words(hint: Any) -> str:
     """What `fits` asks for."""
     kind, of = typing.get_origin(hint), typing.get_args(hint)
     if kind is Literal:
-        return " or ".join(repr(each) for each in of)
+        return in_words(type(of[0]))
     if kind in (Union, types.UnionType):
         return " or ".join(in_words(each) for each in of)
     if kind in (tuple, Sequence):
@@ -92,7 +93,7 @@ def expect_kinds(whose: str, values: Mapping[str, Any], hints: Mapping[str, Any]
 
 def named(function: Callable[P, R]) -> Callable[P, R]:
     """Let a keyword that a function does not have raise `VTError` with the nearest that it has."""
-    parameters = [name for name in inspect.signature(function).parameters]
+    parameters = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)
     def checked(*values: P.args, **keywords: P.kwargs) -> R:
@@ -110,9 +111,8 @@ def as_device(value: Any) -> torch.device:
         device = torch.device(value)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise VTError(
-            f'expected a device such as "cpu", "cuda" or "meta", found {said(value)} ({reason}); '
-            "choose another"
+            f'expected a device that is here, such as "cpu", "cuda" or "meta", found {said(value)} '
+            f"({said(str(error))}); choose another"
         ) from error
     return device

@@ -156,7 +156,8 @@ class Method:
         return super().__new__(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        expect_kinds(short(self.key), {name: value}, _hints(type(self)))
+        hints = _hints(type(self))  # type: ignore[arg-type]  # mypy: a class is hashable
+        expect_kinds(short(self.key), {name: value}, hints)
         if isinstance(value, list):
             value = tuple(value)
         object.__setattr__(self, name, value.item() if isinstance(value, np.generic) else value)
@@ -222,7 +223,7 @@ class Method:
 
 
 @cache
-def _hints(cls: type[Method]) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     """The types of a method's settings; none where they name what only a function knows."""
     try:
         hints = typing.get_type_hints(cls)

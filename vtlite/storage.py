@@ -75,7 +75,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     expect_folder(path)
     temporary = path.with_name(f".{path.name[:50]}.{uuid4().hex}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # safetensors makes private files; this should be an ordinary one
         os.replace(temporary, path)
     except OSError as error:
         raise VTError(

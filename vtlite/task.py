@@ -280,7 +280,7 @@ class Several(Task):
         return {"accuracy": sum(metrics) / len(metrics), **scores}
 
     def check(self, targets: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(targets, dict) or (missing := self.parts.keys() - targets.keys()):
+        if not isinstance(targets, dict) or self.parts.keys() - targets.keys():
             found = ", ".join(targets) if isinstance(targets, dict) else "no dict"
             raise VTError(
                 f"expected targets as a dict of {', '.join(self.parts)}, found {found}; give each "

@@ -164,7 +164,7 @@ def save_rows(rows: Sequence[Row], path: Path) -> None:
     else:
         json.dump(list(rows), buffer, indent=1)
     with atomic_write(path) as temporary:
-        temporary.write_text(buffer.getvalue())
+        temporary.write_text(buffer.getvalue(), encoding="utf-8")
 
 
 def run(

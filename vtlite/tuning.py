@@ -305,10 +305,10 @@ def _copy(values: dict[str, Tensor], into: dict[str, Tensor]) -> None:
 
 def _tuned_like(backbone: Backbone, metadata: dict[str, Any]) -> Tuned:
     """A fresh model of the method, settings and task that a delta's metadata names."""
-    settings, task = metadata.get("settings"), Task.from_record(metadata.get("task"))
+    settings, task = metadata.get("settings"), Task.from_record(metadata.get("task", {}))
     if not isinstance(settings, dict):
         raise VTError(
             f"expected a delta's settings as names and values, found {said(settings)}; the file is "
             "damaged"
         )
-    return tune(backbone, make_method(metadata.get("method"), **settings), task)
+    return tune(backbone, make_method(str(metadata.get("method")), **settings), task)

@@ -307,7 +307,7 @@ def test_two_training_images_are_enough(images: Path) -> None:
 
 
 def not_an_image(path: Path) -> None:
-    path.write_text("hello")
+    path.write_text("hello", encoding="utf-8")
 
 
 def truncated(path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import islice
 from numbers import Integral, Real
 from typing import Any
@@ -204,10 +205,8 @@ def _target(value: Any, index: int) -> Any:
         return float(value)
     target = _tensor(value)
     if target is None and isinstance(value, list | tuple) and value:
-        try:
+        with suppress(ValueError, TypeError, RuntimeError):
             target = torch.tensor(value)
-        except (ValueError, TypeError, RuntimeError):
-            pass
     if target is None or target.is_complex():
         what = "an image" if isinstance(value, Image.Image) else said(value)
         hint = "number the classes, e.g. classes.index(label)" if isinstance(value, str) else ""
