@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import numbers
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +19,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+MOST = 1_000_000  # of epochs, images in a batch, classes: more is a mistake
+
+
+def whole(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
     """A whole number, NumPy's too. Raises `VTError` for anything else or one out of range."""
-    if not fits(value, int) or value < least or (most is not None and value > most):
-        wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
+    if not fits(value, int) or not least <= value <= most:
+        above = fits(value, int) and value > most
+        wanted = f"of at most {most:,}" if above else f"of at least {least}"
         raise VTError(f"expected {name} {wanted}, found {said(value)}; give a whole number")
     return int(value)
 
@@ -46,12 +50,9 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is bool:
         return isinstance(value, bool)
     if hint in (int, float):
-        real: type = numbers.Integral if hint is int else numbers.Real
-        return (
-            isinstance(value, real)
-            and not isinstance(value, bool)
-            and math.isfinite(typing.cast(float, value))
-        )
+        real: Any = numbers.Integral if hint is int else numbers.Real
+        most = 2**63 - 1 if hint is int else sys.float_info.max
+        return isinstance(value, real) and not isinstance(value, bool) and abs(value) <= most
     if hint is str:
         return isinstance(value, str)
     if hint in (None, types.NoneType):

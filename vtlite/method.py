@@ -160,6 +160,8 @@ class Method:
         expect_kinds(short(self.key), {name: value}, hints)
         if isinstance(value, list):
             value = tuple(value)
+        elif hints.get(name) is float:
+            value = float(value)
         object.__setattr__(self, name, value.item() if isinstance(value, np.generic) else value)
 
     # How a model is made
@@ -219,7 +221,7 @@ class Method:
         """Raise the one-sentence error for a setting out of its range."""
         if not condition:
             found = getattr(self, setting)
-            raise VTError(f"{short(self.key)}: expected {setting} {wanted}, found {found!r}")
+            raise VTError(f"{short(self.key)}: expected {setting} {wanted}, found {said(found)}")
 
 
 @cache

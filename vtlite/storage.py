@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+LONGEST_NAME = 255  # bytes, on all usual file systems
 CHECKSUM = "checksum"  # its name among a file's metadata; files of other writers have none
 
 
@@ -36,7 +37,7 @@ def said(value: object) -> str:
 def unknown(kind: str, name: object, valid: Iterable[str]) -> VTError:
     """The error for a name that does not exist, with the nearest ones that do."""
     valid = sorted(valid)
-    near = difflib.get_close_matches(said(name).strip("'"), valid, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(said(name).strip("'"), valid, n=3, cutoff=0.5)
     hint = (
         f"did you mean {' or '.join(repr(n) for n in near)}?"
         if near
@@ -46,10 +47,17 @@ def unknown(kind: str, name: object, valid: Iterable[str]) -> VTError:
 
 
 def as_path(value: object, what: str = "path") -> Path:
-    """A path given as one or as text. Raises `VTError` for anything else."""
-    if not isinstance(value, str | os.PathLike) or not str(value) or "\0" in str(value):
-        raise VTError(f"expected a {what} as text or a Path, found {said(value)}; give its name")
-    return Path(value)
+    """A path given as one or as text. Raises `VTError` for anything else, and for what no file can
+    be called."""
+    try:
+        named = isinstance(value, str | os.PathLike) and bool(raw := os.fsencode(value))
+        if not named or b"\0" in raw or max(map(len, raw.split(b"/"))) > LONGEST_NAME:
+            raise ValueError
+    except ValueError as error:  # UnicodeEncodeError is one
+        raise VTError(
+            f"expected a {what} as text or a Path, found {said(value)}; give its name"
+        ) from error
+    return Path(os.fsdecode(raw))
 
 
 def expect_folder(path: Path) -> None:

@@ -129,7 +129,7 @@ class Classification(Task):
         return {"accuracy": (answers.argmax(dim=1) == targets).double().mean().item()}
 
     def check(self, targets: Tensor) -> Tensor:
-        if targets.ndim == 2 and targets.shape[1] == 1:
+        if isinstance(targets, Tensor) and targets.ndim == 2 and targets.shape[1] == 1:
             targets = targets[:, 0]  # a column, as in tables
         return check_labels(targets, self.num_classes, ("B",))
 
@@ -160,10 +160,12 @@ class MultiLabel(Task):
         return {"mAP": average.mean().item(), "exact": exact.double().mean().item()}
 
     def check(self, targets: Tensor) -> Tensor:
-        if targets.ndim != 2 or targets.shape[1] != self.num_classes:
+        tensor = isinstance(targets, Tensor)
+        if not tensor or targets.ndim != 2 or targets.shape[1] != self.num_classes:
             raise VTError(
-                f"expected targets [B, {self.num_classes}] of zeros and ones, found shape "
-                f"{list(targets.shape)}; give one number for each class"
+                f"expected targets [B, {self.num_classes}] of zeros and ones, found "
+                + (f"shape {list(targets.shape)}" if tensor else type(targets).__name__)
+                + "; give one number for each class"
             )
         if not ((targets >= 0) & (targets <= 1)).all():  # NaN is neither
             raise VTError(
@@ -305,10 +307,11 @@ def check_labels(labels: Tensor, num_classes: int, axes: tuple[str, ...] = ("B",
     - 1, with the dimensions that `axes` names."""
     wanted = f"labels [{', '.join(axes)}]"
     if not isinstance(labels, Tensor) or labels.ndim != len(axes):
-        found = list(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
-        one_hot = isinstance(labels, Tensor) and labels.shape[1:] == (num_classes,)
+        tensor = isinstance(labels, Tensor)
+        found = f"shape {list(labels.shape)}" if tensor else type(labels).__name__
+        one_hot = tensor and labels.shape[1:] == (num_classes,)
         raise VTError(
-            f"expected {wanted} from 0 to {num_classes - 1}, found shape {found}; "
+            f"expected {wanted} from 0 to {num_classes - 1}, found {found}; "
             + ("take labels.argmax(1)" if one_hot else "give each image one label")
         )
     if labels.is_floating_point() or labels.is_complex():

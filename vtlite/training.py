@@ -76,7 +76,7 @@ def fit(
     expect_kinds("fit", {"progress": progress}, {"progress": bool})
     if augment is not None and not callable(augment):
         raise VTError(
-            f"expected augment to map a batch of images to another, found {augment!r}; "
+            f"expected augment to map a batch of images to another, found {said(augment)}; "
             "pass a function"
         )
     if checkpoint is not None:
@@ -109,9 +109,9 @@ def fit(
         val=task.val,
         journal=Journal(checkpoint, identity),
     )
-    trial = lazy_copy(model)
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
+        trial = lazy_copy(model)
         trial.method.fit(trial, task, loop)
     trial.eval().zero_grad(set_to_none=True)
     history = loop.history_of(trial)
@@ -137,7 +137,7 @@ def _warn_of_pixels(model: Tuned, data: Any) -> None:
     with torch.random.fork_rng(devices=[]):  # an item may draw its augmentation
         images = [data[i][0] for i in range(0, len(data), max(1, len(data) // 8))]
     if why := outside(pixels_of(backbone), images):
-        warnings.warn(why, stacklevel=4)  # at the line that called `fit`
+        warnings.warn(why, stacklevel=4)  # at the line of the user
 
 
 def lazy_copy(model: Tuned) -> Tuned:
@@ -258,7 +258,7 @@ class _Run:
             "lr": self.lr_at((epoch + 1) * self.steps_per_epoch - 1),
         }
         if self.val is not None:
-            scores = evaluate(self.network, self.val, task=self.model.task)
+            scores = _scores(self.network, self.val, 200, self.model.task)
             row.update({f"val_{name}": value for name, value in scores.items()})
         shown = ("loss", f"val_{self.model.task.metric}")
         bar.set_postfix({name: f"{row[name]:.3f}" for name in shown if name in row})
@@ -271,7 +271,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["scale"](step / self.total)
         self.optimizer.zero_grad(set_to_none=True)
-        seen = self.loop.augment(inputs) if self.loop.augment else inputs
+        seen = self.augmented(inputs)
         loss = self.model.method.backward(self.network, seen, targets).item()
         if not math.isfinite(loss):
             if not torch.isfinite(seen).all():
@@ -285,6 +285,23 @@ class _Run:
             )
         self.optimizer.step()
         return loss
+
+    def augmented(self, inputs: Any) -> Any:
+        if self.loop.augment is None:
+            return inputs
+        try:
+            seen = self.loop.augment(inputs)
+        except Exception as error:  # it is the user's
+            raise VTError(
+                "expected augment to map a batch of images to another, but it fails on "
+                f"{list(inputs.shape)} ({_first_line(error)}); try it by itself"
+            ) from error
+        if not isinstance(seen, Tensor):
+            raise VTError(
+                f"expected augment to return images, found {type(seen).__name__}; let it return a "
+                "tensor"
+            )
+        return seen
 
     def lr_at(self, step: int) -> float:
         """Linear warm-up, then cosine to zero at the end of the last step."""
@@ -376,7 +393,12 @@ def evaluate(
     if not (task is None or isinstance(task, Task)):
         raise VTError(f"expected a task, found {said(task)}; leave it out, or vt.load_task one")
     data, batch_size = as_items(data, "evaluation"), whole("batch_size", batch_size)
-    task = task or getattr(model, "task", None)
+    if isinstance(model, Tuned):
+        _warn_of_pixels(model, data)
+    return _scores(model, data, batch_size, task or getattr(model, "task", None))
+
+
+def _scores(model: nn.Module, data: Any, batch_size: int, task: Task | None) -> dict[str, float]:
     device, answers, targets = device_of(model), [], []
     with evaluating(model):
         for inputs, target in batches(data, batch_size):

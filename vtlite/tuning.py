@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtlite.arguments import fits, named, seed_number
+from vtlite.arguments import MOST, fits, named, seed_number
 from vtlite.backbones.base import HEADS, about, features
 from vtlite.method import Backbone, Method, Predictor, Tuned, make_method, short
 from vtlite.storage import (
@@ -30,7 +30,6 @@ from vtlite.storage import (
 from vtlite.task import Classification, Task
 
 _FORMAT = "vtlite delta 2"
-MOST_CLASSES = 1_000_000  # more is a mistake: ImageNet-21k has 21,841
 
 
 def tune(
@@ -126,7 +125,7 @@ def _as_task(task: Task | int | None, num_classes: int | None) -> Task:
             )
         return task
     count: Any = num_classes if task is None else task
-    if not fits(count, int) or not 1 <= count <= MOST_CLASSES:
+    if not fits(count, int) or not 1 <= count <= MOST:
         raise VTError(
             f"expected num_classes to be a positive integer (or a task), found {said(count)}; "
             "pass vt.load_task(...) or the number of classes"
@@ -153,7 +152,8 @@ def merge(model: Tuned) -> nn.Module:
             f"{short(model.method.key)} cannot be merged: {model.method.unmergeable}; "
             "use the tuned model as it is"
         )
-    plain = _with_head(merged_backbone(model), model.head, model.task)
+    with torch.random.fork_rng(devices=[]):  # a new head draws values before it gets the model's
+        plain = _with_head(merged_backbone(model), model.head, model.task)
     plain = plain.to(next(model.parameters())).eval()
     _expect_same(model, plain)
     return plain

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.arguments import as_device, expect_kinds, named, whole
+from vtlite.arguments import as_device, expect_kinds, fits, named, whole
 from vtlite.backbones.base import HEADS, about
 from vtlite.backbones.clip import CLIP, TextTransformer, is_clip, with_our_names
 from vtlite.backbones.hybrid import HybridViT
@@ -22,7 +22,15 @@ from vtlite.backbones.resnet import ResNet
 from vtlite.backbones.swin import SwinTransformer
 from vtlite.backbones.tokenizer import WordTokenizer, published_tokenizer
 from vtlite.backbones.vit import VisionTransformer
-from vtlite.storage import VTError, as_path, expect_finite, load_tensors, save_tensors, unknown
+from vtlite.storage import (
+    VTError,
+    as_path,
+    expect_finite,
+    load_tensors,
+    said,
+    save_tensors,
+    unknown,
+)
 
 WEIGHTS = (
     Path(__file__).parent / "weights"
@@ -34,6 +42,7 @@ _SIZES = {
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
 }
+MOST_PIXELS = 4096  # a side of an image; more is a mistake
 Build = tuple[type[nn.Module], dict[str, Any]]
 
 
@@ -96,7 +105,7 @@ def create_backbone(name: str, device: str | torch.device | None = None, **overr
         raise unknown("backbone", name, (*ARCHITECTURES, *_TORCHVISION))
     cls, arguments = ARCHITECTURES[architecture]
     _expect_arguments(cls, overrides)
-    with as_device(device or "cpu"):
+    with as_device("cpu" if device is None else device):
         try:
             return cls(**{**arguments, **overrides})
         except (RuntimeError, MemoryError) as error:  # such as more values than there is memory
@@ -121,11 +130,12 @@ def _expect_arguments(cls: type[nn.Module], overrides: dict[str, Any]) -> None:
             raise unknown("backbone argument", argument, hints)
         expect_kinds("backbone", {argument: value}, hints)
         least = -1 if argument == "num_classes" else 0
+        most = 1000 if argument in ("depth", "depths") else 100_000
         for each in value if isinstance(value, tuple | list) else [value]:
-            if isinstance(each, int | float) and not isinstance(each, bool) and each <= least:
+            if fits(each, float) and not least < each <= most:
                 raise VTError(
-                    f"expected {argument} of {'at least 0' if least else 'more than 0'}, found "
-                    f"{value}; choose a larger one"
+                    f"expected {argument} of {'at least 0' if least else 'more than 0'} and at most "
+                    f"{most:,}, found {value}; choose another"
                 )
 
 
@@ -153,7 +163,7 @@ def load_backbone(
     if num_heads is not None:
         num_heads = whole("num_heads", num_heads)
     if img_size is not None:
-        img_size = whole("img_size", img_size)
+        img_size = whole("img_size", img_size, most=MOST_PIXELS)
     if name.startswith("timm:"):
         return _load_timm(name.removeprefix("timm:"), img_size).eval()
     embedded = {path.stem: path for path in WEIGHTS.glob("*.safetensors")}
@@ -166,11 +176,14 @@ def load_backbone(
         for k, t in tensors.items()
         if not k.startswith(HEADS)
     }
-    heads = num_heads or metadata.get("num_heads")
-    if heads is not None and not str(heads).isdigit():
-        raise VTError(f"expected a number of heads, found {heads!r} in {path}; pass num_heads=...")
+    heads: Any = num_heads or metadata.get("num_heads")
+    if isinstance(heads, str) and re.fullmatch(r"\d{1,4}", heads):  # other writers' text
+        heads = int(heads)
+    if heads is not None and (not fits(heads, int) or heads < 1):
+        raise VTError(
+            f"expected a number of heads, found {said(heads)} in {path}; pass num_heads=..."
+        )
     quick = bool(metadata.get("quick_gelu")) if quick_gelu is None else quick_gelu
-    heads = int(str(heads)) if heads else None
     network = _from_tensors(tensors, heads, path, quick, img_size).eval()
     if isinstance(network, CLIP):
         text, words = network.text, path.with_suffix(".txt")
@@ -225,7 +238,8 @@ def _from_tensors(
     if is_clip(list(tensors)):
         tensors = with_our_names(tensors)
     try:
-        backbone = _blank(tensors, num_heads, source, quick_gelu)
+        with torch.random.fork_rng(devices=[]):
+            backbone = _blank(tensors, num_heads, source, quick_gelu)
     except VTError:
         raise
     except Exception as error:  # shapes of a file that is of none of these may fail anywhere

@@ -101,8 +101,12 @@ def as_items(data: Any, purpose: str) -> Any:
 
 
 def batches(data: Any, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
-    """Batches of the items: images [B, ...] and targets [B, ...], or a dict of such."""
-    return DataLoader(data, batch_size, shuffle, collate_fn=_collated)
+    """Batches of the items: images [B, ...] and targets [B, ...], or a dict of such.
+
+    Only a shuffled order draws from torch's own generator.
+    """
+    own = None if shuffle else torch.Generator()
+    return DataLoader(data, batch_size, shuffle, collate_fn=_collated, generator=own)
 
 
 def _behind(loader: DataLoader[Any]) -> Any:
@@ -141,11 +145,11 @@ def _no_data_set(data: Any) -> str:
         len(data)
     except (TypeError, NotImplementedError):
         lazy = isinstance(data, Iterable)
-        return f"a {type(data).__name__} without a length; " + (
+        return f"{type(data).__name__} without a length; " + (
             "make a list of its items first: list(data)" if lazy else "pass a list of its items"
         )
     if not hasattr(data, "__getitem__"):
-        return f"a {type(data).__name__} whose items have no numbers; pass list(data)"
+        return f"{type(data).__name__} whose items have no numbers; pass list(data)"
     return ""
 
 
@@ -161,7 +165,7 @@ def _pair(item: Any, index: int) -> tuple[Any, Any]:
         return item[names[0]], item[names[1]]
     if not isinstance(item, tuple | list) or len(item) != 2:
         listed = isinstance(item, tuple | list)
-        found = f"{len(item)} things" if listed else f"a {type(item).__name__}"
+        found = f"{len(item)} things" if listed else type(item).__name__
         raise VTError(
             f"expected items (image, label), found {found} in item {index}; let the data set "
             "return a pair"
@@ -179,7 +183,7 @@ def _image(value: Any, index: int) -> Tensor:
     image = _tensor(value)
     if image is None:
         raise VTError(
-            f"expected images as tensors, found a {type(value).__name__} in item {index}; convert "
+            f"expected images as tensors, found {type(value).__name__} in item {index}; convert "
             'it, with Hugging Face by data.with_format("torch")'
         )
     if not image.is_floating_point():

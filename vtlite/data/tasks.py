@@ -160,7 +160,7 @@ def source_of(name: str) -> str:
 
 def _pixels(image_size: int | None, like: Any) -> Pixels:
     if image_size is not None:
-        image_size = whole("image_size", image_size)
+        image_size = whole("image_size", image_size, most=4096)
     if isinstance(like, Tuned):
         like = like.backbone
     pixels = Pixels() if like is None else pixels_of(getattr(like, "visual", like))
