@@ -91,3 +91,16 @@ def test_the_readme_shows_the_committed_tour() -> None:
     rows = json.loads((root / "benchmarks/tour.json").read_text(encoding="utf-8"))
     assert [row["method"].split("/")[-1] for row in rows] == [*tour.METHODS, "zero_shot"]
     assert tour.markdown(rows) in (root / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_method_that_a_backbone_does_not_bear_is_left_out_with_a_line(
+    tiny_task: Task, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resnet = vt.create_backbone("vtlite-resnet", width=8)
+    rows = tour.tour(["vpt_deep", "linear"], tiny_task, resnet, epochs=1, progress=False)
+    assert [row["method"] for row in rows] == ["finetuning/linear"]
+    assert capsys.readouterr().err.startswith("left out: vpt_deep: expected a ViT")
+    with pytest.raises(
+        vt.VTError, match="expected a method that ResNet bears, found none among kd"
+    ):
+        tour.tour(["kd"], tiny_task, resnet, epochs=1, progress=False)

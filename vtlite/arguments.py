@@ -24,9 +24,9 @@ MOST = 1_000_000  # of epochs, images in a batch, classes: more is a mistake
 
 def whole(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
     """A whole number, NumPy's too. Raises `VTError` for anything else or one out of range."""
-    if not fits(value, int) or not least <= value <= most:
-        above = fits(value, int) and value > most
-        wanted = f"of at most {most:,}" if above else f"of at least {least}"
+    integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not integral or not least <= value <= most:
+        wanted = f"of at most {most:,}" if integral and value > most else f"of at least {least}"
         raise VTError(f"expected {name} {wanted}, found {said(value)}; give a whole number")
     return int(value)
 

@@ -7,8 +7,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +25,7 @@ from vtlite.journal import Journal
 from vtlite.method import Tuned, short
 from vtlite.storage import VTError, as_path, expect_folder, said
 from vtlite.task import Classification, Task
-from vtlite.tuning import trained_state
+from vtlite.tuning import evaluating, trained_state
 
 History = list[dict[str, float]]
 
@@ -360,19 +359,6 @@ def parameter_groups(model: Tuned, weight_decay: float) -> list[dict[str, Any]]:
                 kept = {"params": parameters, "weight_decay": weight_decay * wanted}
                 groups.append({"scale": lambda progress: 1.0, **group, **kept})
     return groups
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards every module is in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            model.eval()
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @named

@@ -9,6 +9,8 @@ trained.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,15 +167,27 @@ def _expect_same(model: Tuned, plain: Any) -> None:
     images = about(getattr(plain, "backbone", plain)).sample()
     if images is None or not model.task.is_classifier:
         return
-    training = model.training
-    before, after = model.eval()(images), plain(images)
-    model.train(training)
+    with evaluating(model):
+        before, after = model(images), plain(images)
     exact = images.dtype in (torch.float32, torch.float64)
     if isinstance(after, Tensor) and not _near(after, before, 1e-3 if exact else 0.1):
         raise VTError(
             f"{short(model.method.key)} cannot be merged into this {type(plain).__name__}, which "
             "answers otherwise with the change in its weights; use the tuned model as it is"
         )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards every module is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @torch.no_grad()
