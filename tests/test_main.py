@@ -64,6 +64,10 @@ def test_tour_writes_table_json_csv_and_figure(tmp_path: Path) -> None:
             "expected the source file",
         ),
         (["pretrain", "--name", "vit_tiny"], "unknown backbone 'vit_tiny'"),
+        (["data", "show", "digits", "--figure", "x.nope"], "expected a figure that ends in .png"),
+        (["tour", "--epochs", "0"], "expected epochs of at least 1, found 0"),
+        (["tour", "--json", "/proc/no/x.json"], "check the path and its permissions"),
+        (["bench", "--workers", "0"], "expected workers of at least 1, found 0"),
         (["classroom", "release"], "expected notebooks in solutions, found none"),
         (
             ["classroom", "grade", "nowhere"],

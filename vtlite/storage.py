@@ -123,6 +123,8 @@ def save_tensors(
     contiguous = {
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
     }
+    if CHECKSUM in metadata:
+        raise VTError(f"expected metadata without {CHECKSUM!r}, which is added here; rename it")
     try:
         texts = {key: json.dumps(value) for key, value in metadata.items()}
     except (TypeError, ValueError) as error:
