@@ -133,7 +133,10 @@ def load_task(
     that this backbone was trained on. Raises `VTError` for a name that does not exist, with the
     nearest ones that do.
     """
-    pixels, name = _pixels(image_size, like), str(as_path(name, "name of a task"))
+    valid = (*TASKS, "torchvision:CIFAR10", "folder:PATH")
+    if not isinstance(name, str | Path):
+        raise unknown("task", name, valid)
+    pixels, name = _pixels(image_size, like), str(name)
     kind, _, rest = name.partition(":")
     if rest and kind in ("torchvision", "folder"):
         from vtlite.data.folders import load_folder, load_torchvision
@@ -144,7 +147,7 @@ def load_task(
             else load_torchvision(rest, as_path(root, "root"), pixels)
         )
     if kind not in _RECIPES or name.endswith(":"):
-        raise unknown("task", name, (*TASKS, "torchvision:CIFAR10", "folder:PATH"))
+        raise unknown("task", name, valid)
     recipe = _RECIPES[kind]
     task = recipe.make(Generator().manual_seed(TASKS.index(kind)))
     if rest:
