@@ -150,7 +150,8 @@ def state_of(model: nn.Module) -> list[Any]:
     """Everything that a call could leave changed in a model."""
     flags = [p.requires_grad for p in model.parameters()]
     grads = [p.grad for p in model.parameters()]
-    return [[m.training for m in model.modules()], flags, grads, *model.state_dict().values()]
+    values = [value.clone() for value in model.state_dict().values()]
+    return [[m.training for m in model.modules()], flags, grads, *values]
 
 
 def world() -> list[Any]:
