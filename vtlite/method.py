@@ -144,9 +144,11 @@ class Method:
         METHODS[cls.key] = cls
 
     def __new__(cls, *values: Any, **settings: Any) -> Method:
-        known = [*inspect.signature(cls.__init__).parameters][1:]
+        parameters = inspect.signature(cls.__init__).parameters
+        known, any_ = [*parameters][1:], inspect.Parameter.VAR_KEYWORD
+        open_ = any(p.kind is any_ for p in parameters.values())  # an __init__ of one's own
         for setting in settings:
-            if setting not in known:
+            if setting not in known and not open_:
                 if known:
                     raise unknown(f"setting of {short(cls.key)}", setting, known)
                 raise VTError(

@@ -7,7 +7,7 @@ answer, what the loss of an answer is, and how good the answers to a whole split
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vtlite.backbones.base import about, feature_maps, features
 from vtlite.ops.cross_entropy import cross_entropy
-from vtlite.storage import VTError, said
+from vtlite.storage import VTError, said, unknown
 
 KINDS: dict[str, type[Task]] = {}
 
@@ -44,6 +44,13 @@ class Task:
 
     def __init_subclass__(cls) -> None:
         KINDS[cls.__name__] = cls
+
+    def __new__(cls, *values: Any, **named: Any) -> Task:
+        known = [field.name for field in fields(cls)]
+        for name in named:
+            if name not in known:
+                raise unknown(f"argument of {cls.__name__}", name, known)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         listed = isinstance(self.classes, tuple | list)
@@ -219,6 +226,8 @@ class Segmentation(Task):
         return {"mIoU": ratio.mean().item(), "pixels": (found == targets).double().mean().item()}
 
     def check(self, targets: Tensor) -> Tensor:
+        if isinstance(targets, Tensor) and targets.ndim == 4 and targets.shape[1] == 1:
+            targets = targets[:, 0]  # a channel, as images have
         return check_labels(targets, self.num_classes, ("B", "H", "W"))
 
     def record(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from vtlite.storage import (
     load_tensors,
     said,
     save_tensors,
+    unknown,
 )
 from vtlite.task import Classification, Task
 
@@ -51,6 +53,9 @@ def tune(
     data of one's own, the number of classes. `seed` fixes the new parameters. Raises `VTError` for
     unknown names or settings, values out of range and foreign backbones.
     """
+    for name in settings:
+        if get_close_matches(name, own := ("task", "seed", "num_classes"), 1, 0.8):
+            raise unknown("argument of tune", name, own)  # nearer than any setting
     method, seed = make_method(method, **settings), seed_number(seed)
     task = _as_task(task, num_classes)
     if isinstance(backbone, Tuned):

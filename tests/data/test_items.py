@@ -165,6 +165,7 @@ def test_targets_of_other_tasks() -> None:
             several.check(wrong)
     masks = Segmentation("s", ("a", "b"))
     assert masks.check(torch.ones(1, 4, 4, dtype=torch.uint8)).dtype == torch.int64
+    assert masks.check(torch.ones(1, 1, 4, 4, dtype=torch.uint8)).shape == (1, 4, 4)
     with pytest.raises(
         vt.VTError, match=r"expected labels \[B, H, W\] from 0 to 1, found shape \[1\]"
     ):
