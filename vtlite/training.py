@@ -54,12 +54,13 @@ def fit(
     with validation data, val_loss and the task's scores (val_accuracy).
 
     Without `train`, the task that the model was tuned for is trained and validated on. Items of
-    `train` and `val` are (float image, label), or dicts of both as in Hugging Face's data sets. `lr`
-    is the method's own if not given. The learning rate rises linearly over the first `warmup` share of the
-    steps and falls to zero along a cosine. `seed` fixes the order of the images and all random
-    numbers; torch's own generator is left as it was. `augment` maps each batch before the model
-    sees it. With `checkpoint`, the state is kept in that file after every epoch, and the same call
-    continues from there, to the same result as if it had never stopped.
+    `train` and `val` are (float image, label), or dicts of both as in Hugging Face's data sets; of
+    a `DataLoader` its data set is taken. `lr` is the method's own if not given. The learning rate
+    rises linearly over the first `warmup` share of the steps and falls to zero along a cosine.
+    `seed` fixes the order of the images and all random numbers; torch's own generator is left as it
+    was. `augment` maps each batch before the model sees it. With `checkpoint`, the state is kept in
+    that file after every epoch, and the same call continues from there, to the same result as if it
+    had never stopped.
 
     All of it happens to a copy, which takes the model's place when it has finished: a training that
     is interrupted or fails leaves the model as it was. Raises `VTError` for settings out of range,
