@@ -177,7 +177,7 @@ def same(before: list[Any], after: list[Any]) -> bool:
 
 
 def right_or_one_sentence(call: Callable[[], Any]) -> Any:
-    """The result, or None after a `VTError` of one sentence; the world and `MODEL` stay the same."""
+    """The result, or None after a `VTError` of one sentence; all else stays the same."""
     before = [state_of(BACKBONE), state_of(MODEL), world()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -17,7 +17,8 @@ import sys, locale, pathlib
 assert locale.getpreferredencoding(False).lower() not in ("utf-8", "utf8"), "no test of anything"
 from vtlite.__main__ import main
 out = pathlib.Path(sys.argv[1])
-outputs = [f"--{kind}={out}/t.{end}" for kind, end in (("json", "json"), ("csv", "csv"), ("figure", "png"))]
+ends = {"json": "json", "csv": "csv", "figure": "png"}
+outputs = [f"--{kind}={out}/t.{end}" for kind, end in ends.items()]
 for command in (
     ["list"], ["list", "--json"], *(["show", name] for name in ("lora", "dp_bitfit", "kd")),
     ["data", "show", "digits", f"--figure={out}/d.png"],

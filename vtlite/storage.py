@@ -153,7 +153,8 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, object]
     try:
         with safe_open(path, framework="pt") as file:
             raw = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except OSError as error:
         raise VTError(
             f"could not read {path}: {error.strerror or error}; check its permissions"

@@ -177,8 +177,8 @@ class MultiLabel(Task):
         if not ((targets >= 0) & (targets <= 1)).all():  # NaN is neither
             raise VTError(
                 f"expected targets [B, {self.num_classes}] of zeros and ones, found "
-                f"{targets.min().item():g} to {targets.max().item():g}; give 1 for the classes that "
-                "an image shows"
+                f"{targets.min().item():g} to {targets.max().item():g}; give 1 for the classes "
+                "that an image shows"
             )
         return targets
 

@@ -370,8 +370,8 @@ def evaluate(
     mode -> {"accuracy", "loss"}.
 
     The task is the model's own; of a model without one, images to logits are taken for a
-    classification. Items of `data` are as for `fit`. Raises `VTError` for an empty data set, targets
-    out of range, or a model that does not answer.
+    classification. Items of `data` are as for `fit`. Raises `VTError` for an empty data set,
+    targets out of range, or a model that does not answer.
     """
     if not isinstance(model, nn.Module):
         raise VTError(
@@ -405,8 +405,8 @@ def _scores(model: nn.Module, data: Any, batch_size: int, task: Task | None) -> 
         except (RuntimeError, IndexError, KeyError, TypeError) as error:
             raise VTError(
                 f"expected answers to a {type(task).__name__} of {task.num_classes} classes, found "
-                f"others from {type(model).__name__} ({_first_line(error)}); pass the task that the "
-                "model was made for"
+                f"others from {type(model).__name__} ({_first_line(error)}); pass the task that "
+                "the model was made for"
             ) from error
 
 

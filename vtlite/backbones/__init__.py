@@ -134,8 +134,8 @@ def _expect_arguments(cls: type[nn.Module], overrides: dict[str, Any]) -> None:
         for each in value if isinstance(value, tuple | list) else [value]:
             if fits(each, float) and not least < each <= most:
                 raise VTError(
-                    f"expected {argument} of {'at least 0' if least else 'more than 0'} and at most "
-                    f"{most:,}, found {value}; choose another"
+                    f"expected {argument} of {'at least 0' if least else 'more than 0'} and at "
+                    f"most {most:,}, found {value}; choose another"
                 )
 
 
@@ -209,7 +209,8 @@ def load_clip(name_or_path: str | Path = "vtlite-clip", quick_gelu: bool | None 
 
 def save_backbone(backbone: Any, path: str | Path, half: bool = False, **metadata: object) -> None:
     """Write a backbone's weights (no head), in half precision if asked, as a file that
-    `load_backbone` reads. Raises `VTError` for what is no backbone, and values that are not finite."""
+    `load_backbone` reads. Raises `VTError` for what is no backbone, and values that are not
+    finite."""
     if not isinstance(backbone, CLIP):
         about(backbone)  # raises for a foreign network
     expect_kinds("save_backbone", {"half": half}, {"half": bool})
@@ -349,8 +350,8 @@ def _swin_like(tensors: dict[str, Tensor]) -> SwinTransformer:
 def _clip_like(
     tensors: dict[str, Tensor], num_heads: int | None, source: Path | str, quick_gelu: bool
 ) -> CLIP:
-    """Both towers have heads of one width, but those of published text towers are 64 wide also where
-    the image tower's are wider (80 in ViT-H/14, 88 in ViT-g/14)."""
+    """Both towers have heads of one width, but those of published text towers are 64 wide also
+    where the image tower's are wider (80 in ViT-H/14, 88 in ViT-g/14)."""
     needed = {
         "text.token_embedding.weight": 2,
         "text.positional_embedding": 2,

@@ -89,8 +89,8 @@ def _class_folders(path: Path, split: str, pixels: Pixels) -> _ClassFolders:
             there = [f.name for f in path.iterdir() if f.is_dir()] if path.is_dir() else []
             found = ", ".join(sorted(there)[:5]) or "none"
             raise VTError(
-                f"expected the folder {path / split} with one folder per class in it, found {found};"
-                " see vt.load_task"
+                f"expected the folder {path / split} with one folder per class in it, found "
+                f"{found}; see vt.load_task"
             )
         return _ClassFolders(path / split, _transform(pixels), None, read_image, _is_image)
     except FileNotFoundError as error:
