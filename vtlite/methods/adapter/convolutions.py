@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,7 +47,7 @@ def replace_convolutions(
             module.requires_grad_(True)
 
 
-def pointwise(inputs: int, outputs: int, stride: tuple[int, ...], groups: int) -> nn.Conv2d:
+def pointwise(inputs: int, outputs: int, stride: Any, groups: int) -> nn.Conv2d:
     """A 1x1 convolution that starts as those of the network did: N(0, 2 / outputs)."""
     layer = nn.Conv2d(inputs, outputs, 1, stride, groups=groups, bias=False)
     nn.init.normal_(layer.weight, std=(2 / outputs) ** 0.5)

@@ -31,15 +31,20 @@ class Places:
         C]. Each token without a place is a map of its own."""
         if x.ndim == 4:
             return function(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        before, patches = x[:, : self.prefix], x[:, self.prefix :]
+        patches = function(self.maps(x)).flatten(2).mT
+        if not self.prefix:
+            return patches
+        before = x[:, : self.prefix]
+        alone = function(before.reshape(-1, x.shape[2], 1, 1)).view(before.shape)
+        return torch.cat([alone, patches], 1)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """The patches among tokens [B, N, C] -> [B, C, h, w]."""
+        patches = x[:, self.prefix :]
         height = max(1, round((patches.shape[1] * self.ratio) ** 0.5))
         if patches.shape[1] % height:
             raise VTError(
                 f"expected patches in rows and columns, found {patches.shape[1]} for images "
                 f"{self.ratio:g} times as high as wide; give images of the shape of the backbone's"
             )
-        patches = function(patches.mT.unflatten(2, (height, -1))).flatten(2).mT
-        if not self.prefix:
-            return patches
-        alone = function(before.reshape(-1, x.shape[2], 1, 1)).view(before.shape)
-        return torch.cat([alone, patches], 1)
+        return patches.mT.unflatten(2, (height, -1))

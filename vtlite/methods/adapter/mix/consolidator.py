@@ -74,8 +74,7 @@ class Consolidator(Method):
     drop: float = 0.0  # how often an image is trained without the grouped layer
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.num_groups, int) and self.num_groups >= 1
-        self.expect(whole, "num_groups", "an integer of at least 1")
+        self.expect(self.num_groups >= 1, "num_groups", "an integer of at least 1")
         self.expect(0 <= self.drop < 1, "drop", "in [0, 1)")
 
     def attach(self, backbone: Backbone) -> None:

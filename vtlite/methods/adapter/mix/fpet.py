@@ -130,8 +130,7 @@ class FPET(AdaptFormer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.expect(0 <= self.at < 1, "at", "in [0, 1)")
-        whole = isinstance(self.refinement, int) and self.refinement >= 1
-        self.expect(whole, "refinement", "an integer of at least 1")
+        self.expect(self.refinement >= 1, "refinement", "an integer of at least 1")
 
     def attach(self, backbone: Backbone) -> None:
         blocks = attention_blocks(backbone, "fpet", ("norm2", "mlp.fc2"), plain=True)

@@ -116,8 +116,7 @@ class VQT(Method):
     dropout: float = 0.0  # of the queries, in training
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.num_queries, int) and self.num_queries >= 1
-        self.expect(whole, "num_queries", "an integer of at least 1")
+        self.expect(self.num_queries >= 1, "num_queries", "an integer of at least 1")
         self.expect(0 <= self.dropout < 1, "dropout", "in [0, 1)")
 
     def attach(self, backbone: Backbone) -> nn.Module:

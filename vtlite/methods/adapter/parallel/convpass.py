@@ -32,7 +32,8 @@ class Bypass(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
         for layer in (self.down, self.conv):
             nn.init.xavier_uniform_(layer.weight)
-        for zero in (self.down.bias, self.conv.bias, self.up.weight, self.up.bias):
+        zeros: Any = (self.down.bias, self.conv.bias, self.up.weight, self.up.bias)
+        for zero in zeros:
             nn.init.zeros_(zero)
 
     def forward(self, x: Tensor, *more: Any, **named: Any) -> Tensor:
@@ -68,8 +69,7 @@ class Convpass(Method):
     attention_only: bool = False  # none beside the MLP
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.bottleneck, int) and self.bottleneck >= 1
-        self.expect(whole, "bottleneck", "an integer of at least 1")
+        self.expect(self.bottleneck >= 1, "bottleneck", "an integer of at least 1")
         self.expect(0 <= self.dropout < 1, "dropout", "in [0, 1)")
 
     def attach(self, backbone: Backbone) -> None:

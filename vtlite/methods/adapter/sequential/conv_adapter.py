@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ class ConvBottleneck(nn.Module):
     """a C2 relu(C1 x): C1 a 3x3 convolution in as many groups as it has outputs, C2 a 1x1
     convolution, a a gain per channel; maps [B, C, h, w] -> [B, D, h', w']."""
 
-    def __init__(self, inputs: int, outputs: int, width: int, stride: tuple[int, ...]) -> None:
+    def __init__(self, inputs: int, outputs: int, width: int, stride: Any) -> None:
         super().__init__()
         self.down = nn.Conv2d(inputs, width, 3, stride, padding=1, groups=width)
         self.up = nn.Conv2d(width, outputs, 1)
@@ -86,8 +87,7 @@ class ConvAdapter(Method):
     zero: bool = False  # start C2 at zero, and so from the backbone
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.reduction, int) and self.reduction >= 1
-        self.expect(whole, "reduction", "an integer of at least 1")
+        self.expect(self.reduction >= 1, "reduction", "an integer of at least 1")
 
     def attach(self, backbone: Backbone) -> None:
         blocks = [m for stage in stages(backbone) for m in stage.modules() if _is_residual(m)]
@@ -106,8 +106,8 @@ class ConvAdapter(Method):
             )
             adapter = ConvBottleneck(base.in_channels, base.out_channels, width, base.stride)
             if self.zero:
-                nn.init.zeros_(adapter.up.weight)
-                nn.init.zeros_(adapter.up.bias)
+                for tensor in adapter.up.parameters():
+                    nn.init.zeros_(tensor)
             if three:
                 block.conv2 = Lending(base, adapter)
                 block.conv3 = Taking(block.conv3, block.conv2.waiting)

@@ -88,8 +88,7 @@ class DTL(Method):
     conv: bool = False  # DTL+
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.rank, int) and self.rank >= 1
-        self.expect(whole, "rank", "an integer of at least 1")
+        self.expect(self.rank >= 1, "rank", "an integer of at least 1")
         self.expect(0 <= self.start < 1, "start", "in [0, 1)")
 
     def attach(self, backbone: Backbone) -> None:

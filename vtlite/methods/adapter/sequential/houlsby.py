@@ -32,8 +32,7 @@ class Houlsby(Method):
     norms: bool = False  # train the weights and biases of the norms, too
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.bottleneck, int) and self.bottleneck >= 1
-        self.expect(whole, "bottleneck", "an integer of at least 1")
+        self.expect(self.bottleneck >= 1, "bottleneck", "an integer of at least 1")
         self.expect(0 <= self.dropout < 1, "dropout", "in [0, 1)")
 
     def attach(self, backbone: Backbone) -> None:

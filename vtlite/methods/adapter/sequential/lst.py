@@ -71,9 +71,7 @@ class Ladder(VisionBackbone):
 
     def feature_maps(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> the patches' tokens at their places [B, D, h, w]."""
-        maps: list[Tensor] = []
-        self.places.apply(lambda x: maps.append(x) or x, self.forward_features(images))
-        return maps[0]
+        return self.places.maps(self.forward_features(images))
 
 
 def strongest(importance: Tensor, count: int) -> Tensor:
@@ -154,8 +152,7 @@ class LST(Method):
     start: str = "pruned"  # what the thin blocks start as: "pruned" or "random"
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.reduction, int) and self.reduction >= 1
-        self.expect(whole, "reduction", "an integer of at least 1")
+        self.expect(self.reduction >= 1, "reduction", "an integer of at least 1")
         self.expect(self.start in ("pruned", "random"), "start", '"pruned" or "random"')
 
     def attach(self, backbone: Backbone) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,9 +96,8 @@ class RepAdapter(Method):
     attention_only: bool = False  # none before the MLP
 
     def __post_init__(self) -> None:
-        fits = isinstance(self.bottleneck, int) and self.bottleneck >= 1
-        self.expect(fits, "bottleneck", "an integer of at least 1")
-        fits = isinstance(self.num_groups, int) and self.num_groups >= 1
+        self.expect(self.bottleneck >= 1, "bottleneck", "an integer of at least 1")
+        fits = self.num_groups >= 1
         self.expect(
             fits and self.bottleneck % self.num_groups == 0, "num_groups", "that divide bottleneck"
         )
@@ -111,11 +111,10 @@ class RepAdapter(Method):
                 firsts = ("fc1", "fc1_g", "fc1_x")
                 self._before(block.mlp, [name for name in firsts if has_part(block.mlp, name)])
 
-    def _before(self, module: nn.Module, names: list[str]) -> None:
+    def _before(self, module: Any, names: list[str]) -> None:
         """One bottleneck before the layers of these names, which see the same input."""
-        dim = module.get_submodule(names[0]).in_features
+        dim: int = getattr(module, names[0]).in_features
         self.expect(dim % self.num_groups == 0, "num_groups", f"that divide the width {dim}")
-        shape = dim, self.bottleneck, self.num_groups, self.scale, self.dropout
-        adapter = LinearBottleneck(*shape)
+        adapter = LinearBottleneck(dim, self.bottleneck, self.num_groups, self.scale, self.dropout)
         for name in names:
-            setattr(module, name, RepLinear(module.get_submodule(name), adapter))
+            setattr(module, name, RepLinear(getattr(module, name), adapter))

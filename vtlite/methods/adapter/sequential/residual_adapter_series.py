@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,9 @@ class AdaptedConvolution(nn.Module):
     def __init__(self, base: nn.Conv2d, after: nn.Module | None) -> None:
         super().__init__()
         self.base = base
-        self.norm = nn.BatchNorm2d(base.out_channels)
+        self.norm: Any = nn.BatchNorm2d(base.out_channels)
         self.adapter = pointwise(base.out_channels, base.out_channels, (1, 1), base.groups)
-        self.after = (after,)  # not a part of this module: the network's norm that comes next
+        self.after: Any = (after,)  # not a part of this module: the network's norm that comes next
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.base(x)
