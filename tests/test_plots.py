@@ -4,6 +4,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
+from matplotlib.colors import to_rgba
+from matplotlib.patches import Rectangle
+from matplotlib.text import Annotation
 
 import vtlite as vt
 from vtlite import plots
@@ -54,10 +58,60 @@ def test_learning_curves_and_bars_plot_the_given_values() -> None:
         .axes[0]
         .get_lines()[0]
     )
-    assert list(curve.get_ydata()) == [0.2, 0.4]
+    assert list(curve.get_ydata()) == [20, 40]
+    assert curve.axes.get_ylabel() == "validation accuracy (%)"
+    loss = plots.learning_curves({"a": [{"epoch": 1, "loss": 0.2}]}, "loss").axes[0]
+    assert (list(loss.get_lines()[0].get_ydata()), loss.get_ylabel()) == ([0.2], "loss")
     assert [
         bar.get_height() for bar in plots.bars(["x", "y"], [1.5, 2.5], "value").axes[0].patches
     ] == [1.5, 2.5]
+
+
+def test_panels_show_their_values_under_their_names() -> None:
+    panels = {"time (ms)": [1.0, 2.0], "memory (MiB)": [3.0, 4.0]}
+    axes = plots.bar_panels(["x", "y"], panels).axes
+    assert {ax.get_ylabel(): [bar.get_height() for bar in ax.patches] for ax in axes} == panels
+    axes = plots.line_panels([0, 0.01], "strength", panels).axes
+    assert {ax.get_ylabel(): list(ax.get_lines()[0].get_ydata()) for ax in axes} == panels
+    assert [tick.get_text() for tick in axes[0].get_xticklabels()] == ["0", "0.01"]
+
+
+def test_a_path_names_its_points_and_those_beside_it() -> None:
+    ax = plots.path({"a": (1.0, 2.0), "b": (3.0, 1.0)}, "own", "other", {"c": (2.0, 2.0)}).axes[0]
+    assert [(*line.get_xdata(), *line.get_ydata()) for line in ax.get_lines()] == [
+        (1, 3, 2, 1),
+        (2, 2),
+    ]
+    assert {text.get_text(): text.xy for text in ax.texts} == {
+        "a": (1, 2),
+        "b": (3, 1),
+        "c": (2, 2),
+    }
+
+
+def test_rows_of_images_have_names_and_titles() -> None:
+    black, white = torch.full((2, 3, 4, 4), -1.0), torch.full((2, 3, 4, 4), 1.0)
+    axes = plots.image_rows({"own": (black, ["a", "b"]), "other": (white, ["c", "d"])}).axes
+    assert [ax.get_title() for ax in axes] == ["a", "b", "c", "d"]
+    assert [ax.get_ylabel() for ax in axes[::2]] == ["own", "other"]
+    assert [ax.images[0].get_array().mean() for ax in axes] == [0, 0, 1, 1]
+
+
+def test_the_five_groups_differ_in_what_trains() -> None:
+    """Blue boxes and grey ones in each network; arrows are the way of the tokens."""
+    trains = {}
+    for ax in plots.five_groups().axes:
+        boxes = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
+        blue = [box for box in boxes if box.get_facecolor() == to_rgba("#8CC8F0")]
+        trains[ax.get_title(loc="left")] = (len(blue), len(boxes) - len(blue))
+        assert len([text for text in ax.texts if isinstance(text, Annotation)]) >= 4
+    assert trains == {
+        "fine-tuning": (4, 0),
+        "prompt tuning": (4, 3),
+        "adapter tuning": (4, 3),
+        "parameter tuning": (4, 3),
+        "remapping tuning": (4, 3),
+    }
 
 
 def test_update_families_has_a_panel_for_each_form_and_tells_what_is_shared() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from torch import Tensor
 
@@ -55,6 +56,7 @@ _NAME_PLACES = (
     ((-8, -20), "right"),
 )
 _TRAINED = "#8CC8F0"  # a pale blue that black text stands out from
+_FROZEN = "#DDDDDD"
 
 
 def accuracy_over_parameters(
@@ -118,6 +120,7 @@ def _name_points(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
         text = ax.annotate(
             name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=9, va="center"
         )
+        text.set_path_effects([withStroke(linewidth=3, foreground="white")])  # over a line
         for place, side in (*_NAME_PLACES, _NAME_PLACES[0]):
             text.xyann = place
             text.set(ha=side)
@@ -141,14 +144,26 @@ def bars(
     drawn = ax.bar(list(names), list(values), yerr=errors, color="#0072B2", capsize=3)
     ax.bar_label(drawn, fmt="%.3g", fontsize=8, padding=2)
     ax.set(ylabel=ylabel, title=title)
+    if len(names) > 4:  # or names run into each other
+        ax.tick_params(axis="x", rotation=30)
+        plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")
     ax.spines[["top", "right"]].set_visible(False)
     return _figure(ax)
+
+
+def bar_panels(names: Sequence[str], panels: dict[str, Sequence[float]]) -> Figure:
+    """One panel of bars per entry of `panels`, side by side; its key says what the axis shows."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.2), layout="constrained")
+    for ax, (ylabel, values) in zip(np.ravel(axes), panels.items(), strict=True):
+        bars(names, values, ylabel, ax=ax)
+    return figure
 
 
 def learning_curves(
     histories: dict[str, list[dict[str, float]]], value: str = "val_accuracy", title: str = ""
 ) -> Figure:
-    """One line per history of `fit`: `value` over epochs."""
+    """One line per history of `fit`: `value` over epochs; an accuracy in per cent."""
+    share = value.endswith("accuracy")
     figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
     for i, (name, history) in enumerate(
         histories.items()
@@ -156,13 +171,14 @@ def learning_curves(
         colour, marker = _LINES[i % len(_LINES)], "os^DvPX*"[i % 8]
         ax.plot(
             [row["epoch"] for row in history],
-            [row[value] for row in history],
+            [100 * row[value] if share else row[value] for row in history],
             marker=marker,
             ms=4,
             color=colour,
             label=name,
         )
-    ax.set(xlabel="epoch", ylabel=value.replace("_", " "), title=title)
+    ylabel = value.replace("val_", "validation ") + (" (%)" if share else "")
+    ax.set(xlabel="epoch", ylabel=ylabel, title=title)
     ax.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside right upper", frameon=False)
     return figure
@@ -183,6 +199,35 @@ def lines(values: dict[str, Sequence[float]], xlabel: str, ylabel: str, first: i
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside right upper", frameon=False)
+    return figure
+
+
+def line_panels(xs: Sequence[Any], xlabel: str, panels: dict[str, Sequence[float]]) -> Figure:
+    """One line per entry of `panels`, each in a panel of its own; its key says what the axis shows.
+    The `xs` stand evenly, whatever their values."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 3), layout="constrained")
+    for ax, (ylabel, values) in zip(np.ravel(axes), panels.items(), strict=True):
+        ax.plot([f"{x:g}" for x in xs], list(values), marker="o", color="#0072B2")
+        ax.set(xlabel=xlabel, ylabel=ylabel)
+        ax.grid(alpha=0.3)
+    return figure
+
+
+def path(
+    points: dict[str, tuple[float, float]],
+    xlabel: str,
+    ylabel: str,
+    others: dict[str, tuple[float, float]] | None = None,
+) -> Figure:
+    """Named points (x, y), joined in their order; `others` are not on the way."""
+    figure, ax = plt.subplots(figsize=(5.4, 3.8), layout="constrained")
+    ax.plot(*zip(*points.values(), strict=True), marker="o", color="#009E73")
+    for x, y in (others or {}).values():
+        ax.plot(x, y, marker="s", color="black")
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.margins(0.15)
+    ax.grid(alpha=0.3)
+    _name_points(ax, [(x, y, name) for name, (x, y) in (points | (others or {})).items()])
     return figure
 
 
@@ -230,16 +275,16 @@ def tuning_idea() -> Figure:
         (
             0.0,
             ("few images,\ntask labels", r"same backbone $f_{\theta_0}$", r"new head $g_w$"),
-            ("white", "#DDDDDD", _TRAINED),
+            ("white", _FROZEN, _TRAINED),
         ),
     )
     for y, texts, colours in rows:
         for x, text, colour in zip((0, 2.6, 5.2), texts, colours, strict=True):
             _box(ax, x, y, 2.0, 1.0, text, colour)
             if x:
-                ax.annotate("", (x, y + 0.5), (x - 0.6, y + 0.5), arrowprops={"arrowstyle": "->"})
+                _arrow(ax, (x - 0.6, y + 0.5), (x, y + 0.5))
     _box(ax, 4.05, 0.08, 0.5, 0.3, r"$\phi$", _TRAINED)
-    ax.annotate("", (3.6, 1.02), (3.6, 1.48), arrowprops={"arrowstyle": "->"})
+    _arrow(ax, (3.6, 1.48), (3.6, 1.02))
     ax.text(3.7, 1.25, "copy the weights", va="center", fontsize=9)
     for y, text in ((2.0, "pre-training:\nonce, long"), (0.5, "tuning:\nper task, short")):
         ax.text(7.4, y, text, va="center", fontsize=10)
@@ -250,39 +295,42 @@ def tuning_idea() -> Figure:
 
 def five_groups() -> Figure:
     """What trains in each of the survey's five groups: a frozen network is grey, what trains is
-    blue."""
-    figure, axes = plt.subplots(1, 5, figsize=(10, 3.1), layout="constrained")
+    blue. Arrows are the way of the tokens, from below."""
+    figure, axes = plt.subplots(1, 5, figsize=(11, 3.6), layout="constrained")
     for ax, group in zip(axes, GROUP_STYLE, strict=True):
-        student = group == "remapping"
-        for i in range(3):
-            _box(
-                ax,
-                0,
-                1 + 1.1 * i,
-                1.6,
-                0.8,
-                "block",
-                _TRAINED if group == "finetuning" else "#DDDDDD",
-            )
+        inside = "block" if group != "parameter" else "block      "  # room for its change
+        _network(ax, 0, inside, _TRAINED if group == "finetuning" else _FROZEN)
+        for y in (1.1, 2.5, 3.9):  # the lower edges of the blocks
             if group == "prompt":
-                _box(ax, 1.75, 1.15 + 1.1 * i, 0.45, 0.5, "P", _TRAINED)
+                _box(ax, 1.75, y - 0.35, 0.45, 0.5, "P", _TRAINED)
+                _arrow(ax, (1.75, y - 0.1), (1.0, y - 0.02))
             elif group == "adapter":
-                _box(ax, 1.75, 1.2 + 1.1 * i, 0.9, 0.4, "bottleneck", _TRAINED, fontsize=6)
+                _box(ax, 1.75, y + 0.2, 1.15, 0.4, "bottleneck", _TRAINED, fontsize=7)
+                ax.plot([0.8, 2.32, 2.32], [y - 0.35, y - 0.35, y + 0.2], color="black", lw=1)
+                ax.plot([2.32, 2.32], [y + 0.6, y + 0.95], color="black", lw=1)
+                _arrow(ax, (2.32, y + 0.95), (0.8, y + 0.95))
             elif group == "parameter":
-                ax.add_patch(
-                    Rectangle((1.25, 1 + 1.1 * i), 0.35, 0.8, facecolor=_TRAINED, edgecolor="black")
-                )
-                ax.text(1.425, 1.4 + 1.1 * i, r"$\Delta$", ha="center", va="center", fontsize=8)
-        if student:
-            _box(ax, 2.3, 1, 1.0, 0.8, "block", _TRAINED)
-            ax.annotate("", (2.8, 1.9), (1.7, 3.2), arrowprops={"arrowstyle": "->", "ls": "--"})
-            ax.text(2.4, 2.8, "answers", fontsize=8)
-        _box(ax, 2.3 if student else 0, 4.4, 1.0 if student else 1.6, 0.5, "head", _TRAINED)
-        ax.text(0, 0.6, "image tokens", fontsize=8)
+                _box(ax, 1.0, y + 0.15, 0.5, 0.5, r"$\Delta W$", _TRAINED, fontsize=7)
+        if group == "remapping":
+            _network(ax, 2.0, "block", _TRAINED, blocks=2)
+            _arrow(ax, (1.6, 5.45), (2.0, 4.15), ls="--")
+            ax.text(1.85, 4.95, "answers", fontsize=8)
         ax.set_title(GROUP_LABEL[group], fontsize=10, loc="left")
-        ax.set(xlim=(-0.1, 3.4), ylim=(0.4, 5.1))
+        ax.set(xlim=(-0.1, 3.7), ylim=(0, 5.9))
         ax.axis("off")
     return figure
+
+
+def _network(ax: Axes, left: float, text: str, colour: str, blocks: int = 3) -> None:
+    """A column of blocks under a head, with arrows between them."""
+    ax.text(left + 0.8, 0.25, "image tokens", ha="center", va="center", fontsize=8)
+    for i in range(blocks + 1):
+        y = 1.1 + 1.4 * i
+        _arrow(ax, (left + 0.8, y - 0.6), (left + 0.8, y))
+        if i < blocks:
+            _box(ax, left, y, 1.6, 0.8, text, colour)
+        else:
+            _box(ax, left, y, 1.6, 0.5, "head", _TRAINED)
 
 
 # Method -> formula, and its factors as (name, width, height, who owns it); one unit is an eighth of
@@ -372,14 +420,14 @@ def update_families() -> Figure:
 
 
 def show_patches(image: Tensor, patch: int) -> Figure:
-    """An image [3, S, S] in [-1, 1], beside the row of patches that the ViT reads, numbered in its
-    order."""
+    """An image [3, S, S] in [-1, 1], beside the patches that the ViT reads, at their places and
+    numbered in its order."""
     side = image.shape[-1] // patch
-    figure = plt.figure(figsize=(8.5, 2.3), layout="constrained")
-    parts: Any = figure.subfigures(1, 2, width_ratios=(1, 3))
+    figure = plt.figure(figsize=(6.4, 3), layout="constrained")
+    parts: Any = figure.subfigures(1, 2)
     whole, right = parts
     _image(whole.subplots(), image)
-    for i, ax in enumerate(right.subplots(2, side * side // 2).flat):
+    for i, ax in enumerate(right.subplots(side, side).flat):
         row, column = divmod(i, side)
         _image(
             ax,
@@ -389,31 +437,53 @@ def show_patches(image: Tensor, patch: int) -> Figure:
     return figure
 
 
+def image_rows(rows: dict[str, tuple[Tensor, Sequence[str]]]) -> Figure:
+    """Per row its name, and images [B, 3, S, S] in [-1, 1] with a title each."""
+    columns = max(len(images) for images, _ in rows.values())
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(1.2 * columns, 1.35 * len(rows)), layout="constrained"
+    )
+    for row, (name, (images, titles)) in zip(np.atleast_2d(axes), rows.items(), strict=True):
+        for ax, image, title in zip(row, images, titles, strict=True):
+            _image(ax, image, title=title)
+        row[0].set_ylabel(name, fontsize=9)
+    return figure
+
+
 def attention_maps(images: Tensor, maps: Tensor) -> Figure:
-    """Images [B, 3, S, S] above how much the class token attends to each patch, per head: maps [B,
-    H, h, w] that sum to one."""
+    """Images [B, 3, S, S], and below each, per head, the same image in grey under how much the
+    class token attends to each patch: maps [B, H, h, w] that sum to one."""
     count, heads = maps.shape[:2]
     figure, axes = plt.subplots(
         heads + 1, count, figsize=(1.25 * count + 1, 1.25 * (heads + 1)), layout="constrained"
     )
     for b in range(count):
         _image(axes[0, b], images[b])
+        extent = (-0.5, images.shape[-1] - 0.5, images.shape[-2] - 0.5, -0.5)
         for h in range(heads):
-            drawn = axes[h + 1, b].imshow(
-                maps[b, h].numpy(), vmin=0, vmax=float(maps.max()), cmap="cividis"
+            ax = axes[h + 1, b]
+            _image(ax, images[b].mean(0, keepdim=True).expand(3, -1, -1))
+            drawn = ax.imshow(
+                maps[b, h].numpy(),
+                vmin=0,
+                vmax=float(maps.max()),
+                cmap="cividis",
+                alpha=0.65,
+                extent=extent,
             )
-            axes[h + 1, b].set(xticks=[], yticks=[], ylabel=f"head {h + 1}" if b == 0 else "")
+            ax.set(ylabel=f"head {h + 1}" if b == 0 else "")
     figure.colorbar(drawn, ax=axes[1:], shrink=0.7, label="attention")
     return figure
 
 
 def position_similarity(similarity: Tensor) -> Figure:
     """Cosine similarity [N, N] of the position vectors of N = h h patches: map i compares patch i
-    with all patches."""
+    with all patches, and a dot marks patch i itself."""
     side = round(len(similarity) ** 0.5)
     figure, axes = plt.subplots(side, side, figsize=(4.6, 4), layout="constrained")
     for i, ax in enumerate(axes.flat):
         drawn = ax.imshow(similarity[i].view(side, side).numpy(), vmin=-1, vmax=1, cmap="PuOr")
+        ax.plot(i % side, i // side, marker=".", color="white")
         ax.set(xticks=[], yticks=[])
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="cosine similarity")
     return figure
@@ -551,6 +621,12 @@ def _box(
 ) -> None:
     ax.add_patch(Rectangle((x, y), width, height, facecolor=colour, edgecolor="black"))
     ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=fontsize)
+
+
+def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], ls: str = "-") -> None:
+    ax.annotate(
+        "", end, start, arrowprops={"arrowstyle": "->", "ls": ls, "shrinkA": 0, "shrinkB": 0}
+    )
 
 
 def _image(
