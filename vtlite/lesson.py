@@ -118,10 +118,14 @@ def listed(names: Sequence[str]) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markdown:
-    """Rows of values as a Markdown table; all columns but the first stand at the right."""
+    """Rows of values as a Markdown table; columns of numbers stand at the right."""
     from IPython.display import Markdown
 
-    rule = "|---|" + "---:|" * (len(columns) - 1)
+    numbers = [
+        all(str(value)[:1] in "+-0123456789" for value in column)
+        for column in zip(*rows, strict=True)
+    ]
+    rule = "|" + "|".join("---:" if number else "---" for number in numbers) + "|"
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in (columns, *rows)]
     return Markdown("\n".join([lines[0], rule, *lines[1:]]))
 

@@ -451,28 +451,23 @@ def image_rows(rows: dict[str, tuple[Tensor, Sequence[str]]]) -> Figure:
 
 
 def attention_maps(images: Tensor, maps: Tensor) -> Figure:
-    """Images [B, 3, S, S], and below each, per head, the same image in grey under how much the
-    class token attends to each patch: maps [B, H, h, w] that sum to one."""
+    """Images [B, 3, S, S], and below each, per head, the same image through how much the class token
+    attends to each patch, maps [B, H, h, w]: the patch with the most is clear, one with none
+    white."""
     count, heads = maps.shape[:2]
     figure, axes = plt.subplots(
-        heads + 1, count, figsize=(1.25 * count + 1, 1.25 * (heads + 1)), layout="constrained"
+        heads + 1, count, figsize=(1.25 * count, 1.25 * (heads + 1)), layout="constrained"
     )
+    side = images.shape[-1]
     for b in range(count):
         _image(axes[0, b], images[b])
-        extent = (-0.5, images.shape[-1] - 0.5, images.shape[-2] - 0.5, -0.5)
-        for h in range(heads):
-            ax = axes[h + 1, b]
-            _image(ax, images[b].mean(0, keepdim=True).expand(3, -1, -1))
-            drawn = ax.imshow(
-                maps[b, h].numpy(),
-                vmin=0,
-                vmax=float(maps.max()),
-                cmap="cividis",
-                alpha=0.65,
-                extent=extent,
-            )
-            ax.set(ylabel=f"head {h + 1}" if b == 0 else "")
-    figure.colorbar(drawn, ax=axes[1:], shrink=0.7, label="attention")
+        for ax, attended in zip(axes[1:, b], maps[b], strict=True):
+            _image(ax, images[b])
+            veil = 1 - (attended / attended.max())[..., None]  # [h, w, 1]
+            white = np.concatenate([np.ones((*attended.shape, 3)), veil.numpy()], axis=-1)
+            ax.imshow(white, extent=(-0.5, side - 0.5, side - 0.5, -0.5))
+    for h in range(heads):
+        axes[h + 1, 0].set_ylabel(f"head {h + 1}")
     return figure
 
 
@@ -538,7 +533,7 @@ def grouped_bars(
             x,
             mean,
             0.75 / len(names),
-            yerr=spread,
+            yerr=spread if spread.any() else None,
             color=colour,
             hatch=hatch,
             edgecolor="white",
