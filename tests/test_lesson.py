@@ -66,6 +66,7 @@ def test_a_figure_is_shown_once_with_its_alt_text(shown: list[Any]) -> None:
     alt = "Two bars of accuracy: full fine-tuning and the probe"
     show_figure(figure, alt)
     data, metadata = shown[0]._repr_mimebundle_()
+    assert alt in shown[1].data
     assert data["image/png"].startswith("iVBOR")
     assert metadata["image/png"] == {"alt": alt}
     assert not plt.fignum_exists(figure.number)  # or the notebook would show it again

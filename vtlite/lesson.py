@@ -65,10 +65,11 @@ def show_figure(figure: Figure, alt: str) -> None:
     """Show a figure with its alt text, and close it.
 
     `alt` says what is drawn: the kind of picture, its axes, its curves. How it came out is for
-    `read`. Raises `VTError` for a text too short to say that.
+    `read`. JupyterLab drops the alt text of an output, so it also stands below, folded. Raises
+    `VTError` for a text too short to say what is drawn.
     """
     import matplotlib.pyplot as plt
-    from IPython.display import Image, display
+    from IPython.display import Image, Markdown, display
 
     if len(alt) < 30:
         raise VTError(
@@ -79,6 +80,7 @@ def show_figure(figure: Figure, alt: str) -> None:
     figure.savefig(png, format="png", bbox_inches="tight")
     plt.close(figure)
     display(Image(png.getvalue(), alt=alt))
+    display(Markdown(f"<details><summary>The figure in words</summary>{alt}</details>"))
 
 
 def read(*sentences: str) -> None:
