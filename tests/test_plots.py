@@ -155,3 +155,33 @@ def test_save_figure_is_atomic_and_closes(tmp_path: Path) -> None:
 def _close() -> object:
     yield
     plt.close("all")
+
+
+def test_curves_stand_evenly_or_on_a_log_axis_under_levels() -> None:
+    series = {"a": {0: 10.0, 1: 20.0, 8: 30.0}, "b": {0: 5.0, 1: 6.0, 8: 7.0}}
+    figure = plots.curves(series, "rank", "accuracy (%)", {"full": 40.0})
+    (ax,) = figure.axes
+    assert [list(line.get_xdata()) for line in ax.lines[:2]] == [["0", "1", "8"]] * 2
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "1", "8"]
+    assert [line.get_ydata()[0] for line in ax.lines[2:]] == [40.0]
+    (ax,) = plots.curves({"a": {1: 1.0, 100: 2.0}}, "n", "y", log=True).axes
+    assert ax.get_xscale() == "log"
+    assert ax.lines[0].get_xdata().tolist() == [1, 100]
+
+
+def test_named_points_are_named_and_marked() -> None:
+    points = {"lora": (10.0, 50.0), "krona": (1000.0, 60.0)}
+    (ax,) = plots.named_points(points, "numbers", "accuracy (%)", {"full": 70.0}, ["lora"]).axes
+    assert [text.get_text() for text in ax.texts] == ["lora", "krona"]
+    assert [line.get_marker() for line in ax.lines[:2]] == ["o", "D"]
+
+
+def test_spreads_count_groups_from_one() -> None:
+    (ax,) = plots.spreads([[0.9, 1.0, 1.2], [1.0, 1.1, 1.3]], "block", "scale", 1.0).axes
+    assert ax.get_xticks().tolist() == [1, 2]
+
+
+def test_a_heat_map_has_its_marks() -> None:
+    figure = plots.heatmap(torch.ones(2, 3), ["a", "b"], ["x", "y", "z"], "n", marks={(1, 2): "L"})
+    (text,) = figure.axes[0].texts
+    assert (text.get_text(), text.get_position()) == ("L", (2, 1))

@@ -232,12 +232,17 @@ def path(
 
 
 def heatmap(
-    values: Tensor, rows: Sequence[str], columns: Sequence[str], label: str, numbers: bool = False
+    values: Tensor,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    label: str,
+    numbers: bool = False,
+    marks: dict[tuple[int, int], str] | None = None,
 ) -> Figure:
     """Values [rows, columns] as shades from zero to the greatest; `numbers` writes each value into
-    its cell."""
+    its cell, `marks` a word into the cell (row, column)."""
     figure, ax = plt.subplots(
-        figsize=(1.0 * len(columns) + 2, 0.36 * len(rows) + 1.1), layout="constrained"
+        figsize=(min(1.0 * len(columns) + 2, 12), 0.36 * len(rows) + 1.1), layout="constrained"
     )
     drawn = ax.imshow(values.numpy(), cmap="cividis", vmin=0, aspect="auto")
     ax.set(
@@ -258,6 +263,9 @@ def heatmap(
                 fontsize=7,
                 color="white" if light else "black",
             )
+    for (row, column), word in (marks or {}).items():
+        text = ax.text(column, row, word, ha="center", va="center", fontsize=8)
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
     figure.colorbar(drawn, label=label)
     return figure
 
@@ -587,6 +595,70 @@ def accuracy_over_dimension(
     ax.minorticks_off()
     ax.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside right upper", frameon=False)
+    return figure
+
+
+def curves(
+    series: dict[str, dict[Any, float]],
+    xlabel: str,
+    ylabel: str,
+    levels: dict[str, float] | None = None,
+    log: bool = False,
+) -> Figure:
+    """One line per name over its own places {x: y}, which stand evenly unless `log` puts them on a
+    logarithmic axis. `levels` are lines across, a value per name."""
+    figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    for i, (name, points) in enumerate(series.items()):
+        ax.plot(
+            list(points) if log else [str(x) for x in points],
+            list(points.values()),
+            marker="os^DvPX*"[i % 8],
+            ms=5,
+            color=_LINES[i % len(_LINES)],
+            label=name,
+        )
+    _levels(ax, levels)
+    ax.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if log else "linear")
+    ax.grid(alpha=0.3)
+    figure.legend(fontsize=8, loc="outside right upper", frameon=False)
+    return figure
+
+
+def named_points(
+    points: dict[str, tuple[float, float]],
+    xlabel: str,
+    ylabel: str,
+    levels: dict[str, float] | None = None,
+    marked: Sequence[str] = (),
+) -> Figure:
+    """Each name at its (x, y), x on a logarithmic axis; those `marked` are drawn as circles.
+    `levels` are lines across, a value per name."""
+    figure, ax = plt.subplots(figsize=(7.5, 4), layout="constrained")
+    for name, (x, y) in points.items():
+        colour, marker = ("#009E73", "o") if name in marked else ("#0072B2", "D")
+        ax.plot(x, y, marker=marker, color=colour)
+    _levels(ax, levels)
+    ax.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+    ax.margins(0.2, 0.15)
+    ax.grid(alpha=0.3)
+    _name_points(ax, [(x, y, name) for name, (x, y) in points.items()])
+    if levels:
+        figure.legend(fontsize=8, loc="outside right upper", frameon=False)
+    return figure
+
+
+def _levels(ax: Axes, levels: dict[str, float] | None) -> None:
+    for (name, y), style in zip((levels or {}).items(), ("--", ":", "-."), strict=False):
+        ax.axhline(y, color="black", ls=style, lw=1, label=name)
+
+
+def spreads(values: Sequence[Sequence[float]], xlabel: str, ylabel: str, start: float) -> Figure:
+    """How the values of each group spread, one violin per group, counted from 1; a dotted line is
+    where they started."""
+    figure, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    ax.violinplot([list(group) for group in values], showextrema=True)
+    ax.axhline(start, color="grey", ls=":")
+    ax.set(xlabel=xlabel, ylabel=ylabel, xticks=range(1, len(values) + 1))
     return figure
 
 
