@@ -225,7 +225,7 @@ def path(
     for x, y in (others or {}).values():
         ax.plot(x, y, marker="s", color="black")
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.margins(0.15)
+    ax.margins(0.2)
     ax.grid(alpha=0.3)
     _name_points(ax, [(x, y, name) for name, (x, y) in (points | (others or {})).items()])
     return figure
