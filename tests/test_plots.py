@@ -89,6 +89,13 @@ def test_a_path_names_its_points_and_those_beside_it() -> None:
     }
 
 
+def test_names_stay_inside_the_axes() -> None:
+    ax = plots.path({"left": (0, 0), "a long name at the right": (10, 1)}, "x", "y").axes[0]
+    names = [text.get_window_extent() for text in ax.texts]
+    frame = ax.get_window_extent()
+    assert all(frame.x0 <= name.x0 and name.x1 <= frame.x1 for name in names)
+
+
 def test_rows_of_images_have_names_and_titles() -> None:
     black, white = torch.full((2, 3, 4, 4), -1.0), torch.full((2, 3, 4, 4), 1.0)
     axes = plots.image_rows({"own": (black, ["a", "b"]), "other": (white, ["c", "d"])}).axes

@@ -134,18 +134,16 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markdown:
 
 def knob(turn: Callable[[Any], object], start: Any, values: Sequence[Any]) -> None:
     """Run `turn(start)`, and below it, where ipywidgets is installed, offer a slider over `values`
-    that runs it again. Without a slider a reader changes `start` in the cell."""
+    that runs it again. Without a slider a reader changes `start` in the cell, to any number."""
     from IPython.display import display
 
-    if start not in values:
-        raise VTError(f"expected a start among {list(values)}, found {start!r}")
     turn(start)
     try:
         import ipywidgets
     except ImportError:
         return
     slider = ipywidgets.SelectionSlider(
-        options=list(values), value=start, continuous_update=False, description="turn"
+        options=sorted({*values, start}), value=start, continuous_update=False, description="turn"
     )
     output = ipywidgets.Output()
 

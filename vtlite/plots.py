@@ -110,10 +110,11 @@ def accuracy_over_parameters(
 
 
 def _name_points(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write each name beside its point (x, y, name): at the first place where it covers no other
-    name or point, else at the right."""
+    """Write each name beside its point (x, y, name): at the first place inside the axes where it
+    covers no other name or point, else at the right."""
     figure = _figure(ax)
     figure.canvas.draw()  # only now it is known where on the page points lie
+    frame = ax.get_window_extent()
     at = [ax.transData.transform(point[:2]) for point in points]
     taken = [Bbox([centre - 4, centre + 4]) for centre in at]
     for x, y, name in points:
@@ -125,7 +126,8 @@ def _name_points(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
             text.xyann = place
             text.set(ha=side)
             box = text.get_window_extent()
-            if not any(box.overlaps(other) for other in taken):
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
+            if inside and not any(box.overlaps(other) for other in taken):
                 break
         taken.append(box)
 
@@ -225,7 +227,7 @@ def path(
     for x, y in (others or {}).values():
         ax.plot(x, y, marker="s", color="black")
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.margins(0.15)
+    ax.margins(0.2)
     ax.grid(alpha=0.3)
     _name_points(ax, [(x, y, name) for name, (x, y) in (points | (others or {})).items()])
     return figure
