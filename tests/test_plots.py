@@ -171,7 +171,7 @@ def test_curves_stand_evenly_or_on_a_log_axis_under_levels() -> None:
     assert [list(line.get_xdata()) for line in ax.lines[:2]] == [["0", "1", "8"]] * 2
     assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "1", "8"]
     assert [line.get_ydata()[0] for line in ax.lines[2:]] == [40.0]
-    (ax,) = plots.curves({"a": {1: 1.0, 100: 2.0}}, "n", "y", log=True).axes
+    (ax,) = plots.curves({"a": {1: 1.0, 100: 2.0}}, "n", "y", axis="log").axes
     assert ax.get_xscale() == "log"
     assert ax.lines[0].get_xdata().tolist() == [1, 100]
 
@@ -192,3 +192,40 @@ def test_a_heat_map_has_its_marks() -> None:
     figure = plots.heatmap(torch.ones(2, 3), ["a", "b"], ["x", "y", "z"], "n", marks={(1, 2): "L"})
     (text,) = figure.axes[0].texts
     assert (text.get_text(), text.get_position()) == ("L", (2, 1))
+
+
+def test_memory_trips_are_four_and_two() -> None:
+    words = [[text.get_text() for text in ax.texts] for ax in plots.memory_trips().axes]
+    assert [sum("read" in w or "write" in w for w in each) for each in words] == [4, 2]
+
+
+def test_a_roofline_turns_flat_at_the_ridge() -> None:
+    figure = plots.roofline({"a": (1.0, 2.0), "b": (0.5, 4.0)}, 1e12, 1e10, "a machine")
+    top, low = figure.axes
+    assert top.lines[0].get_xydata().tolist()[1] == [100.0, 1e12]
+    found = [text.get_text() for text in low.texts if text.get_text()]
+    assert found == ["b, 8.0 times fewer bytes", "a, 2.0 times fewer bytes"]
+
+
+def test_kept_bytes_are_megabytes() -> None:
+    left, right = plots.kept_bytes({"plain": 2e6, "own": 1e6}, {"op": (4e6, 3e6)}).axes
+    assert [bar.get_width() for bar in left.patches] == [2.0, 1.0]
+    assert [bar.get_width() for bar in right.patches] == [4.0, 3.0]
+
+
+def test_tiles_show_the_addresses_of_the_last_program() -> None:
+    seen = torch.arange(11)[:, None] // 4 * 3 + torch.arange(20) // 8
+    left, right = plots.tiles(seen, (4, 8)).axes
+    assert len([text for text in left.texts if "program" in text.get_text()]) == 9
+    assert right.texts[0].get_text() == str(8 * 20 + 16)
+    assert [right.texts[i].get_color() == "black" for i in (0, 3, 4, 31)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_hits_are_said_in_words() -> None:
+    (ax,) = plots.hits({"a": [True, False], "b": [False, False]}, ["x", "y"]).axes
+    assert [text.get_text() for text in ax.texts] == ["found", "passes", "passes", "passes"]

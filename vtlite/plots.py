@@ -60,7 +60,10 @@ _FROZEN = "#DDDDDD"
 
 
 def accuracy_over_parameters(
-    rows: Sequence[Row], title: str = "", ax: Axes | None = None
+    rows: Sequence[Row],
+    title: str = "",
+    ax: Axes | None = None,
+    size: tuple[float, float] = (7, 4.2),
 ) -> Figure:
     """The figure that everyone in this field draws: accuracy over trainable parameters, log axis.
 
@@ -69,7 +72,7 @@ def accuracy_over_parameters(
     among them, a dotted one whatever trains nothing.
     """
     if ax is None:
-        _, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
+        _, ax = plt.subplots(figsize=size, layout="constrained")
     seen: set[str] = set()
     for row in (row for row in rows if not row["trainable"]):  # a log axis has no place for it
         name, height = row["method"].split("/")[-1], 100 * row["accuracy"]
@@ -605,14 +608,14 @@ def curves(
     xlabel: str,
     ylabel: str,
     levels: dict[str, float] | None = None,
-    log: bool = False,
+    axis: str = "even",
 ) -> Figure:
-    """One line per name over its own places {x: y}, which stand evenly unless `log` puts them on a
-    logarithmic axis. `levels` are lines across, a value per name."""
+    """One line per name over its own places {x: y}, which stand evenly, or on a "linear" or "log"
+    `axis`. `levels` are lines across, a value per name."""
     figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
     for i, (name, points) in enumerate(series.items()):
         ax.plot(
-            list(points) if log else [str(x) for x in points],
+            [str(x) for x in points] if axis == "even" else list(points),
             list(points.values()),
             marker="os^DvPX*"[i % 8],
             ms=5,
@@ -620,7 +623,9 @@ def curves(
             label=name,
         )
     _levels(ax, levels)
-    ax.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if log else "linear")
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    if axis != "even":
+        ax.set_xscale(axis)
     ax.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside right upper", frameon=False)
     return figure
@@ -661,6 +666,150 @@ def spreads(values: Sequence[Sequence[float]], xlabel: str, ylabel: str, start: 
     ax.violinplot([list(group) for group in values], showextrema=True)
     ax.axhline(start, color="grey", ls=":")
     ax.set(xlabel=xlabel, ylabel=ylabel, xticks=range(1, len(values) + 1))
+    return figure
+
+
+def memory_trips() -> Figure:
+    """Where a tensor travels between memory and chip for x * scale + shift: as two kernels, and as
+    one."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 2.6), layout="constrained")
+    two = [(1.3, "read x", True), (4, "write x γ", False)]
+    two += [(6.3, "read x γ", True), (9, "write y", False)]
+    _trips(axes[0], "plain PyTorch: two kernels", [(1, "times γ"), (6, "plus β")], two)
+    one = [(3.5, "read x", True), (6, "write y", False)]
+    _trips(axes[1], "fused: one kernel", [(3, "times γ, plus β")], one)
+    return figure
+
+
+def _trips(
+    ax: Axes, title: str, kernels: list[tuple[float, str]], arrows: list[tuple[float, str, bool]]
+) -> None:
+    """Memory above, the chip below; arrows (x, text, down) are tensors on the way."""
+    ax.add_patch(Rectangle((0, 2), 10, 0.8, facecolor=_FROZEN, edgecolor="black"))
+    ax.text(0.2, 2.4, "memory", va="center")
+    for left, text in kernels:
+        ax.add_patch(Rectangle((left, 0), 3.6, 0.8, facecolor=_TRAINED, edgecolor="black"))
+        ax.text(left + 1.8, 0.4, text, ha="center", va="center")
+    for x, text, down in arrows:
+        start, end = ((x, 1.95), (x, 0.85)) if down else ((x, 0.85), (x, 1.95))
+        colour = "#0072B2" if down else "#D55E00"
+        ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "lw": 2, "color": colour})
+        ax.text(x + 0.15, 1.4, text, va="center", fontsize=9)
+    ax.set(xlim=(-0.1, 10.1), ylim=(-0.1, 3), title=title)
+    ax.axis("off")
+
+
+def roofline(
+    points: dict[str, tuple[float, float]], flops: float, bandwidth: float, title: str
+) -> Figure:
+    """The roof of a machine with `flops` operations and `bandwidth` bytes a second over operations
+    per byte; below it, on the same axis, each operation as it is and as a perfect kernel."""
+    figure, (top, low) = plt.subplots(
+        2, 1, figsize=(8.5, 5), sharex=True, layout="constrained", height_ratios=(1, 1.4)
+    )
+    ridge = flops / bandwidth
+    reach = (0.1, ridge, 3000)
+    top.plot(reach, [min(flops, bandwidth * i) for i in reach], "k-", lw=2)
+    top.set(xscale="log", yscale="log", ylabel="attainable flop/s", title=title)
+    top.text(0.15, flops / 5, "bytes decide")
+    top.text(1.2 * ridge, flops / 500, "arithmetic\ndecides")
+    arrow = {"arrowstyle": "-|>", "color": "#0072B2", "lw": 1.5, "shrinkA": 5, "shrinkB": 5}
+    for i, (name, (plain, fused)) in enumerate(sorted(points.items(), key=lambda item: item[1])):
+        low.annotate("", (fused, i), (plain, i), arrowprops=arrow)
+        first = i == 0
+        low.plot(
+            plain, i, "o", mfc="white", color="#E69F00", ms=8, label="plain PyTorch" * first or None
+        )
+        low.plot(fused, i, "o", color="#0072B2", ms=8, label="a perfect kernel" * first or None)
+        text = f"{name}, {fused / plain:.1f} times fewer bytes"
+        low.text(1.4 * fused, i, text, va="center", fontsize=8, backgroundcolor="white")
+    for ax in (top, low):
+        ax.axvline(ridge, color="black", ls=":", lw=1)
+        ax.grid(alpha=0.3)
+    limits = {"ylim": (-0.7, len(points) - 0.3), "xlim": (0.1, 60000)}
+    low.set(xlabel="operations per byte", yticks=[], **limits)
+    low.legend(fontsize=8, frameon=False, loc="upper left")
+    return figure
+
+
+def kept_bytes(ways: dict[str, float], pairs: dict[str, Sequence[float]]) -> Figure:
+    """Megabytes that are kept for the backward pass: of each way to write one operation, and of
+    each operation in plain PyTorch and as ours."""
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 3.4), layout="constrained", width_ratios=(1, 2)
+    )
+    drawn = left.barh(list(ways), [b / 1e6 for b in ways.values()], color="#0072B2")
+    left.bar_label(drawn, fmt="%.1f", padding=2, fontsize=8)
+    left.set(xlabel="MB kept for the backward pass", title="LoRA, four ways to write it")
+    left.margins(x=0.18)
+    for i, (way, colour, hatch) in enumerate(
+        (("plain PyTorch", "#E69F00", "//"), ("vtlite.ops", "#0072B2", ""))
+    ):
+        drawn = right.barh(
+            [j + 0.4 * i - 0.2 for j in range(len(pairs))],
+            [pair[i] / 1e6 for pair in pairs.values()],
+            0.38,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            label=way,
+        )
+        right.bar_label(drawn, fmt="%.1f", padding=2, fontsize=7)
+    right.set(yticks=range(len(pairs)), yticklabels=list(pairs))
+    right.set(xlabel="MB kept, beside the inputs", title="the package's operations")
+    right.margins(x=0.12)
+    right.legend(frameon=False, fontsize=8, loc="lower right")
+    for ax in (left, right):
+        ax.invert_yaxis()
+    return figure
+
+
+def tiles(seen: Tensor, block: tuple[int, int]) -> Figure:
+    """Which program wrote each number of `seen` [M, D], in blocks of `block` that hang over its
+    edges; beside it the addresses that the last program computes."""
+    (M, D), (BM, BD) = seen.shape, block
+    grid = -(-M // BM), -(-D // BD)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 4), layout="constrained", width_ratios=(1.5, 1)
+    )
+    left.imshow(seen, cmap="cividis", vmin=-1, vmax=grid[0] * grid[1], extent=(0, D, M, 0))
+    whole = Rectangle(
+        (0, 0), grid[1] * BD, grid[0] * BM, fill=False, hatch="///", edgecolor="#AAAAAA", zorder=-1
+    )
+    left.add_patch(whole)
+    for i in range(grid[0]):
+        for j in range(grid[1]):
+            corner, colour = (j * BD, i * BM), "black" if i else "white"
+            left.add_patch(Rectangle(corner, BD, BM, fill=False, edgecolor="#D55E00", lw=2))
+            left.text(j * BD + 0.2, i * BM + 1.6, f"program ({i}, {j})", fontsize=8, color=colour)
+    left.set(xlim=(-0.3, grid[1] * BD + 0.3), ylim=(grid[0] * BM + 0.3, -0.3))
+    left.set(xlabel="channel d", ylabel="row m")
+    left.set_title("who wrote which number; hatched: masked lanes", fontsize=10)
+    m = (grid[0] - 1) * BM + np.arange(BM)[:, None]
+    d = (grid[1] - 1) * BD + np.arange(BD)[None, :]
+    inside = (m < M) & (d < D)
+    right.imshow(inside, cmap="cividis", vmin=-1, vmax=1.4, aspect="auto")
+    for (row, column), address in np.ndenumerate(m * D + d):
+        colour = "black" if inside[row, column] else _FROZEN
+        right.text(column, row, address, ha="center", va="center", fontsize=9, color=colour)
+    right.set(xticks=range(BD), xticklabels=d[0], yticks=range(BM), yticklabels=m[:, 0])
+    right.set(xlabel="channel d", ylabel="row m")
+    last = f"({grid[0] - 1}, {grid[1] - 1})"
+    right.set_title(f"program {last}: addresses m D + d; dark: masked", fontsize=10)
+    return figure
+
+
+def hits(found: dict[str, Sequence[bool]], columns: Sequence[str]) -> Figure:
+    """Whether each row was found by each column."""
+    figure, ax = plt.subplots(figsize=(9, 3.8), layout="constrained")
+    values = np.array(list(found.values()), dtype=float)
+    ax.imshow(values, cmap="cividis", vmin=-0.6, vmax=1.2, aspect="auto")
+    for (row, column), hit in np.ndenumerate(values):
+        text, colour = ("found", "black") if hit else ("passes", "white")
+        ax.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+    ax.set(xticks=range(len(columns)), xticklabels=list(columns))
+    ax.set(yticks=range(len(found)), yticklabels=list(found))
+    ax.tick_params(labelsize=8)
     return figure
 
 
