@@ -87,7 +87,7 @@ def test_some_outputs_are_compared(lesson: Path) -> None:
 
 
 def test_cell_ids_are_unique_in_the_raw_file(lesson: Path) -> None:
-    ids = [cell["id"] for cell in json.loads(lesson.read_text())["cells"]]
+    ids = [cell["id"] for cell in json.loads(lesson.read_text(encoding="utf-8"))["cells"]]
     assert len(ids) == len(set(ids))
 
 
