@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import vtlite as vt
+from vtlite.backbones.clip import CLIP, TextTransformer
 from vtlite.backbones.resnet import ResNet
+from vtlite.backbones.tokenizer import WordTokenizer
 from vtlite.backbones.vit import VisionTransformer
 
 mpl.use("Agg")
@@ -40,6 +42,19 @@ def make_tiny_resnet(width: int = 8, **overrides: object) -> ResNet:
             if name.endswith(("running_mean", "running_var")):
                 buffer += 0.3 * torch.rand_like(buffer)
     return backbone.eval()
+
+
+def make_tiny_clip() -> CLIP:
+    """Two towers with random values everywhere; it knows a few words."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer = WordTokenizer.of(["an emoji of a photo 0 1 2"])
+        text = TextTransformer(len(tokenizer.vocabulary), 16, 24, depth=1, num_heads=3)
+        clip = CLIP(make_tiny(), text, 16, tokenizer)
+        for parameter in text.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        clip.logit_scale.data.fill_(clip.logit_scale_max)  # that of published weights
+    return clip.eval()
 
 
 @pytest.fixture(autouse=True)

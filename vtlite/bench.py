@@ -68,7 +68,7 @@ ENTRIES = {
     "pixels + linear": Entry("linear", "pixels", (1e-4, 1e-3, 1e-2, 1e-1, 1.0)),
     "random backbone + linear": Entry("linear", "random"),
     "from scratch": Entry("full", "random"),
-    **{short(key): Entry(short(key)) for key in METHODS},
+    **{short(key): Entry(short(key), cls.measured_on) for key, cls in METHODS.items()},
     "adaptformer, bottleneck 48": Entry("adaptformer", settings={"bottleneck": 48}),
     "lora, rank 16 on q, k, v": Entry("lora", settings={"rank": 16, "targets": "qkv"}),
 }

@@ -135,6 +135,10 @@ class Method:
     unmergeable: ClassVar[str] = ""
     # Whether the features never change, so that they need computing but once.
     frozen_features: ClassVar[bool] = False
+    # Whether it tunes a two-tower model such as "vtlite-clip" in place of an image backbone.
+    two_towers: ClassVar[bool] = False
+    # The embedded network that the benchmark measures it on.
+    measured_on: ClassVar[str] = "vtlite-tiny"
 
     def __init_subclass__(cls) -> None:
         if "key" not in cls.__dict__:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vtlite.arguments import MOST, fits, named, seed_number
 from vtlite.backbones.base import HEADS, about, features
+from vtlite.backbones.clip import CLIP
 from vtlite.method import Backbone, Method, Predictor, Tuned, make_method, short
 from vtlite.storage import (
     VTError,
@@ -48,10 +49,11 @@ def tune(
     """Build a method's network for a task from a copy of `backbone`; the backbone passed in stays
     as it was.
 
-    `backbone` is one of ours or timm's, `method` a name ("lora", "parameter/weight/lora") with its
-    `settings`, or a method object. `task` is what `load_task` gives or, for a classification of
-    data of one's own, the number of classes. `seed` fixes the new parameters. Raises `VTError` for
-    unknown names or settings, values out of range and foreign backbones.
+    `backbone` is one of ours or timm's, or a two-tower model for a method that tunes one; `method`
+    a name ("lora", "parameter/weight/lora") with its `settings`, or a method object. `task` is what
+    `load_task` gives or, for a classification of data of one's own, the number of classes. `seed`
+    fixes the new parameters. Raises `VTError` for unknown names or settings, values out of range
+    and foreign backbones.
     """
     for name in settings:
         if get_close_matches(name, own := ("task", "seed", "num_classes"), 1, 0.8):
@@ -63,12 +65,13 @@ def tune(
             "expected a plain backbone, found a model that is tuned already; pass vt.merge(model) "
             "or the backbone it was made from"
         )
-    about(backbone)  # raises for a foreign network
+    _image_network(backbone, method)  # raises for one that the method does not tune
     with torch.inference_mode(False), torch.enable_grad():  # a parameter made there could not train
         backbone = copy.deepcopy(backbone).requires_grad_(False)
-        backbone.reset_classifier(0)
-        about(backbone).prepare()
-        trial = _Trial(backbone, method)
+        seeing = _image_network(backbone, method)
+        seeing.reset_classifier(0)
+        about(seeing).prepare()
+        trial = _Trial(seeing, method)
         print_, like = fingerprint(backbone), next(backbone.parameters())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -77,6 +80,27 @@ def tune(
         model = Tuned(network, method, task, print_).to(like.dtype).eval()  # ... in its precision
         trial.expect_to_run(model)
         return model
+
+
+def _image_network(backbone: Any, method: Method) -> Any:
+    """What sees images: the backbone, or the image tower of a two-tower model.
+
+    Raises `VTError` where the method tunes the other kind, and for a foreign network.
+    """
+    name, two = short(method.key), isinstance(backbone, CLIP)
+    if two and not method.two_towers:
+        raise VTError(
+            f"{name}: expected an image backbone, found a two-tower model; tune clip.visual, or "
+            "choose a method for two towers, such as clip_adapter"
+        )
+    if method.two_towers and not two:
+        raise VTError(
+            f'{name}: expected a two-tower model, such as vt.load_backbone("vtlite-clip"), found '
+            f"{type(backbone).__name__}; tune this backbone with another method"
+        )
+    network = backbone.visual if two else backbone
+    about(network)
+    return network
 
 
 class _Trial:

@@ -13,14 +13,17 @@ import torch
 from torch import Tensor, nn
 
 import vtlite as vt
-from tests.conftest import make_tiny, make_tiny_resnet
-from vtlite.method import find_method
+from tests.conftest import make_tiny, make_tiny_clip, make_tiny_resnet
+from vtlite.backbones.clip import CLIP
+from vtlite.method import METHODS, find_method, short
+from vtlite.zero_shot import ZeroShot
 
 CLASSES = 3
 # Settings for a backbone of width 24 and 2 blocks; everything else is the method's default.
 SMALL: dict[str, dict[str, Any]] = {
     "adaptformer": {"bottleneck": 4, "dropout": 0.0},
     "consolidator": {"num_groups": 6},
+    "clip_adapter": {"reduction": 2, "ratio": 0.6},
     "conv_adapter": {"reduction": 4},
     "convpass": {"bottleneck": 4, "dropout": 0.0},
     "fpet": {"bottleneck": 4, "dropout": 0.0},
@@ -41,6 +44,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },  # each step draws a rank to train, here the only one; test_parameter_low_rank.py has more of them
     "fact_tk": {"rank": 4},
     "fact_tt": {"rank": 4},
+    "tip_adapter": {"shots": 4, "views": 1},
     "lora": {"rank": 2},
     "side_tuning": {"depth": 1},
     "spt": {"budget": 0.1, "rank": 2},
@@ -50,12 +54,21 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 # What changes 3x3 convolutions is tried on a ResNet; all else on a ViT.
-CNNS = ("residual_adapter_series", "residual_adapter_parallel", "conv_adapter")
+CNNS = tuple(short(k) for k, cls in METHODS.items() if cls.measured_on == "vtlite-resnet")
 
 
 def home(name: str, **overrides: Any) -> Any:
     """The small network on which the suite tries a method."""
+    if find_method(name).two_towers:
+        return make_tiny_clip()
     return (make_tiny_resnet if name.split("/")[-1] in CNNS else make_tiny)(**overrides)
+
+
+def plain(network: Any, images: Tensor) -> Tensor:
+    """What a model answers that starts as its network: features, or zero-shot logits."""
+    if isinstance(network, CLIP):
+        return ZeroShot(network, [str(i) for i in range(CLASSES)], "a photo of a {}")(images)
+    return network(images)
 
 
 def batch(count: int = 5) -> tuple[Tensor, Tensor]:
@@ -64,6 +77,15 @@ def batch(count: int = 5) -> tuple[Tensor, Tensor]:
 
 
 def tuned(name: str, backbone: nn.Module | None = None, seed: int = 0) -> vt.Tuned:
+    """A method on its network; of a cache that is to hold images, one that holds some."""
+    model = fresh(name, backbone, seed)
+    if name.split("/")[-1] == "tip_adapter":
+        images, labels = batch()
+        model.method.fill(model, list(zip(images, labels, strict=True)))
+    return model
+
+
+def fresh(name: str, backbone: nn.Module | None = None, seed: int = 0) -> vt.Tuned:
     return vt.tune(
         backbone or home(name),
         name,
@@ -95,9 +117,10 @@ def step(
 
 def starts_as_the_backbone_or_says_why(name: str) -> None:
     images, _ = batch()
-    backbone, model = home(name), tuned(name)
-    found, plain = model.features(images), backbone(images)
-    same = found.shape == plain.shape and torch.allclose(found, plain, atol=1e-6)
+    backbone, model = home(name), fresh(name)
+    found = model(images) if isinstance(backbone, CLIP) else model.features(images)
+    before = plain(backbone, images)
+    same = found.shape == before.shape and torch.allclose(found, before, atol=1e-6)
     assert same == (not find_method(name).starts_elsewhere), find_method(name).starts_elsewhere
 
 
@@ -146,7 +169,8 @@ def gradients_reach_everything_within_two_steps(name: str) -> None:
 
 def loss_falls_on_a_fixed_batch(name: str) -> None:
     model, (images, labels) = tuned(name), batch(9)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    lr = 0.1 if name.endswith("tip_adapter") else 1e-2  # its keys are of length one
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
     losses = [step(model, optimizer, images, labels) for _ in range(25)]
     assert losses[-1] < 0.8 * losses[0]
 
@@ -195,6 +219,8 @@ def delta_round_trip(name: str, folder: Path) -> None:
 
 
 def works_on_timm_as_on_ours(name: str) -> None:
+    if find_method(name).two_towers:
+        return  # timm has no two towers
     models: Any = pytest.importorskip("timm").models
     if name.split("/")[-1] in CNNS:
         ours = home(name, width=64)  # the only width of timm's first layer
@@ -223,15 +249,16 @@ def works_on_timm_as_on_ours(name: str) -> None:
 def same_seed_same_model(name: str) -> None:
     first, again, other = (tuned(name, seed=seed).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(first[key], again[key]) for key in first)
-    assert any(not torch.equal(first[key], other[key]) for key in first)
+    drawn = any(not torch.equal(first[key], other[key]) for key in first)
+    assert drawn or name.endswith("tip_adapter")  # a cache draws nothing
     state = torch.random.get_rng_state()
     tuned(name)
     assert torch.equal(state, torch.random.get_rng_state())
 
 
 def works_with_mean_pooling_and_layer_scale(name: str) -> None:
-    if name.split("/")[-1] in CNNS:
-        return  # a CNN has neither
+    if name.split("/")[-1] in CNNS or find_method(name).two_towers:
+        return  # a CNN has neither, and CLIP's image tower is one ViT
     backbone = make_tiny(global_pool="avg", init_values=0.5)
     images, labels = batch()
     model = trained(name, backbone)

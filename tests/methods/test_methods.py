@@ -11,6 +11,8 @@ import pytest
 
 import vtlite as vt
 from tests.methods import checks
+from vtlite.backbones.clip import CLIP, TextTransformer
+from vtlite.backbones.tokenizer import WordTokenizer
 
 # Trained on ViT-B/16 without the head, with the settings given: ../methods' sheets, computed from
 # shapes and checked with the papers' figures.
@@ -98,6 +100,12 @@ PUBLISHED_RESNET50: list[tuple[str, dict[str, Any], int]] = [
     ("conv_adapter", {}, 199_192),
     ("conv_adapter", {"reduction": 4}, 356_848),
 ]
+# The same on CLIP's ViT-B/16, for what tunes two towers; of 100 classes.
+PUBLISHED_CLIP: list[tuple[str, dict[str, Any], int]] = [
+    ("clip_adapter", {}, 131_072),
+    ("tip_adapter", {}, 819_200),  # 512 * 16 * 100
+    ("tip_adapter", {"tune_keys": False}, 0),
+]
 
 
 @pytest.fixture(params=list(vt.METHODS), ids=lambda key: key.rsplit("/", 1)[-1])
@@ -131,8 +139,18 @@ def test_published_parameter_count_on_resnet50(
     assert vt.count_parameters(model)[0] - (2048 * 10 + 10) == count
 
 
+@pytest.mark.parametrize(("method", "settings", "count"), PUBLISHED_CLIP)
+def test_published_parameter_count_on_clip(
+    method: str, settings: dict[str, Any], count: int
+) -> None:
+    words = WordTokenizer.of(["a photo of a"])
+    text = TextTransformer(len(words.vocabulary), 16, 64, depth=1, num_heads=1)
+    clip = CLIP(vt.create_backbone("vit_base_patch16_224", depth=1), text, 512, words)
+    assert vt.count_parameters(vt.tune(clip, method, 100, **settings))[0] == count
+
+
 def test_every_method_has_a_published_count(name: str) -> None:
-    counted = {method for method, _, _ in (*PUBLISHED, *PUBLISHED_RESNET50)}
+    counted = {method for method, _, _ in (*PUBLISHED, *PUBLISHED_RESNET50, *PUBLISHED_CLIP)}
     assert name.rsplit("/", 1)[-1] in counted
 
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtlite.backbones.base import Pixels, VisionBackbone
 from vtlite.backbones.vit import Block
 from vtlite.storage import VTError
 
@@ -145,6 +146,35 @@ class CLIP(nn.Module):
     def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
         """Images [B, 3, S, S] and tokens [C, L] -> logits [B, C]."""
         return self.logits(self.encode_image(images), self.encode_text(tokens))
+
+
+class ImageTower(VisionBackbone):
+    """The image tower of a CLIP with its projection, as a backbone: images [B, 3, S, S] -> features
+    [B, E] that are not normalised yet."""
+
+    def __init__(self, clip: CLIP) -> None:
+        super().__init__()
+        self.visual, self.projection = clip.visual, clip.visual_projection
+        self.in_chans, self.input_size = clip.visual.in_chans, clip.visual.input_size
+        self.num_features = self.projection.shape[1]
+
+    @property
+    def pixels(self) -> Pixels:
+        return self.visual.pixels
+
+    def stage_names(self) -> list[str]:
+        """The tower's."""
+        return [f"visual.{name}" for name in self.visual.stage_names()]
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, S, S] -> [B, E]"""
+        return self.visual(images) @ self.projection
+
+    def forward_head(self, features: Tensor, pre_logits: bool = True) -> Tensor:
+        return features  # they are pooled already
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_features(images)
 
 
 # open_clip's names (and OpenAI's) -> ours, for both towers

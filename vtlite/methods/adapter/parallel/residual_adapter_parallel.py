@@ -42,6 +42,7 @@ class ResidualAdapterParallel(Method):
     """
 
     key = "adapter/parallel/residual_adapter_parallel"
+    measured_on = "vtlite-resnet"
     starts_elsewhere = "its 1x1 convolutions start as those of any network do, as published"
 
     zero: bool = False  # start A at zero, and so from the backbone

@@ -64,6 +64,7 @@ class ResidualAdapterSeries(Method):
     """
 
     key = "adapter/sequential/residual_adapter_series"
+    measured_on = "vtlite-resnet"
     starts_elsewhere = "its 1x1 convolutions start as those of any network do, as published"
 
     zero: bool = False  # start A at zero, and so from the backbone
