@@ -119,6 +119,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "adaptformer": {"bottleneck": 4},
     "aurora": {"rank": 6},
+    "consolidator": {"num_groups": 2},
+    "conv_adapter": {"reduction": 2},
     "dldr": {"k": 2, "snapshots": 4, "stride": 1},
     "dora": {"rank": 2},
     "dp_bitfit": {"noise_multiplier": 0.0},
@@ -128,6 +130,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "kadaptation": {"n": 4},
     "kd": {"teacher_method": "linear", "teacher_epochs": 1},
     "lora": {"rank": 2},
+    "lst": {"reduction": 2},
     "phm_adapter": {"n": 4, "bottleneck": 8},
     "compacter": {"bottleneck": 8},
     "side_tuning": {"depth": 1},
