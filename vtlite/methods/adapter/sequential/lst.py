@@ -13,6 +13,7 @@ from vtlite.backbones.stages import attention_blocks, stage_names
 from vtlite.backbones.vit import Block, initialise_linear
 from vtlite.method import Backbone, Method
 from vtlite.methods.adapter.places import Places
+from vtlite.storage import VTError
 
 TEMPERATURE = 0.1  # of the gates
 
@@ -92,6 +93,16 @@ def pruned(blocks: list[Any], width: int) -> list[Block]:
     return [_thin(block, stream) for block in blocks]
 
 
+def _usual(block: Any, dim: int) -> bool:
+    """Whether a block has the layers, in the shapes, of which a thin one of ours is made."""
+    qkv, proj, fc1, fc2 = block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2
+    square = (qkv.out_features, proj.in_features, fc2.in_features)
+    biased = (proj, fc1, fc2, block.norm1, block.norm2)
+    return square == (3 * dim, dim, fc1.out_features) and all(
+        getattr(module, "bias", None) is not None for module in biased
+    )
+
+
 def _thin(block: Any, stream: Tensor) -> Block:
     heads, width, dim = block.attn.num_heads, len(stream), block.norm1.weight.numel()
     thin = Block(width, heads, block.mlp.fc1.out_features / dim)
@@ -167,6 +178,12 @@ class LST(Method):
             fits, "reduction", f"that leaves each of {heads} heads of {dim // heads} a part"
         )
         if self.start == "pruned":
+            if not all(_usual(block, dim) for block in blocks):
+                raise VTError(
+                    "lst: expected a ViT with the usual blocks, from whose weights its own are "
+                    f"taken, found {type(backbone).__name__} with others; "
+                    'start them anew with start="random"'
+                )
             side = pruned(blocks, width)
         else:
             side = [Block(width, heads) for _ in blocks]
