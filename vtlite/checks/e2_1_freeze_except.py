@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from vtlite.checks.base import expect, passed, same
 from vtlite.checks.harness import (
@@ -12,10 +13,10 @@ from vtlite.checks.harness import (
 from vtlite.checks.inputs import toy_backbone
 
 
-def _freeze_case(student: Answer, prefixes: tuple[str, ...]) -> None:
-    model = toy_backbone()
-    model.head.bias.requires_grad = False  # a model that was partly frozen before
+def _freeze_case(student: Answer, model: nn.Module, prefixes: tuple[str, ...]) -> None:
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     before = {name: t.clone() for name, t in model.state_dict().items()}
+    training = model.training
     returned = student(model, prefixes)
 
     def inside(name: str) -> bool:
@@ -40,7 +41,10 @@ def _freeze_case(student: Answer, prefixes: tuple[str, ...]) -> None:
                 all(flags.values()) and not all(map(inside, flags))
             ),
             "a part that was frozen before stays frozen: set requires_grad to True as well": all(
-                not flags[n] for n in wrong
+                not flags[n] and n in frozen for n in wrong
+            ),
+            "a prefix may be the whole name of a parameter, which has no dot behind it": all(
+                n in prefixes for n in wrong
             ),
             "nothing is frozen that is not named first: set every flag, in both directions": True,
         }
@@ -66,6 +70,11 @@ def _freeze_case(student: Answer, prefixes: tuple[str, ...]) -> None:
             ),
         },
     )
+    expect(
+        all(module.training == training for module in model.modules()),
+        "expected every module in the mode it was in, found another",
+        "you called train() or eval(); freezing is about requires_grad alone",
+    )
     changed = [name for name, t in model.state_dict().items() if not torch.equal(t, before[name])]
     expect(
         not changed,
@@ -78,8 +87,17 @@ def _freeze_case(student: Answer, prefixes: tuple[str, ...]) -> None:
 def freeze_except(student: Answer) -> None:
     """2.1: `freeze_except(model, prefixes)` leaves only the named parts trainable and returns how
     many numbers train."""
-    for prefixes in (("head",), ("norm", "blocks.10"), ("blocks.1", "head"), ()):
-        _freeze_case(student, prefixes)
+    model = toy_backbone()  # the same one throughout: each call meets what the last has frozen
+    for prefixes in (
+        ("head",),
+        ("norm", "blocks.10"),
+        ("blocks.1", "head"),
+        ("cls_token", "head.bias", "patch_embed.norm"),
+        (),
+        ("blocks", "pre_norm", "patch_embed.proj.weight"),
+    ):
+        _freeze_case(student, model, prefixes)
+    _freeze_case(student, toy_backbone().eval().requires_grad_(False), ("overhead", "blocks.1"))
     passed(
         "freeze_except",
         "flags of every parameter",

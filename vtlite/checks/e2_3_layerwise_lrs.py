@@ -16,6 +16,7 @@ def layerwise_lrs(student: Answer) -> None:
     """2.3: `layerwise_lrs(names, depth, lr, decay)` gives each parameter its learning rate."""
     for depth, lr, decay in ((12, 2e-3, 0.65), (3, 0.5, 0.9)):
         _layerwise_case(student, depth, lr, decay)
+    _layerwise_case(student, 24, 0.3, 1.1, few=True)
     passed(
         "layerwise_lrs",
         "every layer of 12 and of 3 blocks",
@@ -24,7 +25,9 @@ def layerwise_lrs(student: Answer) -> None:
     )
 
 
-def _layerwise_case(student: Answer, depth: int, lr: float, decay: float) -> None:
+def _layerwise_case(
+    student: Answer, depth: int, lr: float, decay: float, few: bool = False
+) -> None:
     names = [
         "cls_token",
         "pos_embed",
@@ -33,12 +36,22 @@ def _layerwise_case(student: Answer, depth: int, lr: float, decay: float) -> Non
         "norm.bias",
         "head.weight",
         "head.bias",
+        "patch_embed.norm.weight",
+        "patch_embed.blocks.0.weight",
+        "patch_embed.head.weight",
+        "neck.blocks.3.w",
+        "blocks_scale",
+        "norm_pre.weight",
+        "head_drop.scale",
+        "overhead.bias",
     ]
     names += [
         f"blocks.{i}.{rest}"
         for i in range(depth)
-        for rest in ("norm1.weight", "attn.qkv.weight", "mlp.fc2.bias")
+        for rest in ("norm1.weight", "attn.qkv.weight", "mlp.fc2.bias", "mlp.norm.w", "head.2.w")
     ]
+    if few:  # names of a part of a network, in no order: the depth is what is given
+        names = names[:-8][::-2]
     given = list(names)
 
     def layer(name: str) -> int:
@@ -75,6 +88,19 @@ def _layerwise_case(student: Answer, depth: int, lr: float, decay: float) -> Non
             ),
             "a block's own norms (blocks.2.norm1) belong to the block: only the final norm stands above": table(
                 power, lambda s: depth + 1 if "norm" in s else layer(s)
+            ),
+            "a name counts by its first part, up to the dot: norm_pre, head_drop and blocks_scale are"
+            " layer 0": table(
+                power, lambda s: depth + 1 if s.startswith(("norm", "head")) else layer(s)
+            ),
+            "head has to be the first part of a name, not any": table(
+                power, lambda s: depth + 1 if "head" in s else layer(s)
+            ),
+            "blocks has to be the first part of a name, not any": table(
+                power,
+                lambda s: (
+                    int(s.split("blocks.")[1].split(".")[0]) + 1 if "blocks." in s else layer(s)
+                ),
             ),
             "the final norm belongs to the last layer, with the head": table(
                 power, lambda s: 0 if s.startswith("norm.") else layer(s)

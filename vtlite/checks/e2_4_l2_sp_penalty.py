@@ -12,6 +12,7 @@ from vtlite.checks.base import expect, passed, same
 from vtlite.checks.harness import (
     Answer,
     check,
+    strided,
 )
 
 
@@ -19,11 +20,11 @@ from vtlite.checks.harness import (
 def l2_sp_penalty(student: Answer) -> None:
     """2.4: `l2_sp_penalty(weights, start, alpha)` is alpha / 2 times the squared distance from the
     start."""
-    for seed, alpha in ((0, 0.1), (1, 3.0)):
+    for seed, alpha in ((0, 0.1), (1, 3.0), (2, 0.7)):
         _l2_sp_case(student, seed, alpha)
     passed(
         "l2_sp_penalty",
-        "the value for two strengths",
+        "the value for three strengths",
         "matrices only",
         "its gradient",
         "arguments untouched",
@@ -32,15 +33,30 @@ def l2_sp_penalty(student: Answer) -> None:
 
 def _l2_sp_case(student: Answer, seed: int, alpha: float) -> None:
     g = torch.Generator().manual_seed(seed)
-    shapes = {"a.weight": (3, 4), "a.bias": (3,), "b.weight": (2, 3, 2, 2), "head.weight": (5, 3)}
+    shapes = {
+        "a.weight": (3, 4),
+        "a.bias": (3,),
+        "norm.weight": (6,),
+        "norm_mlp.weight": (3, 1),
+        "position_bias": (4, 2),
+        "overhead.weight": (2, 5),
+        "b.weight": (2, 3, 2, 2),
+        "c.temperature": (),
+        "head.weight": (5, 3),
+        "head.bias": (2, 2),
+    }
     start = {
         name: torch.randn(shape, generator=g)
         for name, shape in shapes.items()
-        if not name.startswith("head")
+        if not name.startswith("head.")
     }
     weights = {
         name: torch.randn(shape, generator=g).requires_grad_() for name, shape in shapes.items()
     }
+    weights["norm_mlp.weight"].data.copy_(start["norm_mlp.weight"])  # one that has not moved
+    if seed == 2:
+        weights = {n: strided(t.detach()).requires_grad_() for n, t in weights.items()}
+        start = {n: strided(t) for n, t in start.items()}
     kept = {
         name: t.detach().clone()
         for name, t in (weights | {f"start {n}": t for n, t in start.items()}).items()
@@ -74,7 +90,7 @@ def _l2_sp_case(student: Answer, seed: int, alpha: float) -> None:
                 alpha / 2 * total(list(start), squared)
             ),
             "the head counts too, though it has no start": (
-                alpha / 2 * (distance + norm2("head.weight"))
+                alpha / 2 * (distance + norm2("head.weight") + norm2("head.bias"))
             ),
             "you take the distance; L2-SP takes its square": alpha / 2 * math.sqrt(distance),
             "you take the sum of the distances; square them": (

@@ -15,14 +15,14 @@ from vtlite.checks.harness import (
 def lp_ft_lrs(student: Answer) -> None:
     """2.5: `lp_ft_lrs(step, probe_steps, total_steps, lr)` -> learning rates of (backbone,
     head)."""
-    for probe, total, lr in ((4, 15, 0.3), (1, 6, 2.0), (0, 5, 1.0)):
+    for probe, total, lr in ((4, 15, 0.3), (1, 6, 2.0), (0, 5, 0.9), (6, 6, 0.7), (7, 10, 1.5)):
         for step in range(total):
             _lp_ft_case(student, step, probe, total, lr)
     passed(
         "lp_ft_lrs",
-        "every step of three schedules",
+        "every step of five schedules",
         "the boundary between the parts",
-        "no probe at all",
+        "no probe at all, and nothing else",
     )
 
 
@@ -38,7 +38,7 @@ def _lp_ft_case(student: Answer, step: int, probe: int, total: int, lr: float) -
     ) -> dict[str, float]:  # a right first part, and `second` for both after it
         return pair(0.0, cosine(step / probe)) if step < probe else pair(second, second)
 
-    expected = both(cosine((step - probe) / (total - probe)))
+    expected = both(cosine((step - probe) / max(1, total - probe)))
     returned = student(step, probe, total, lr)
     expect(
         isinstance(returned, tuple | list) and len(returned) == 2,
@@ -59,7 +59,7 @@ def _lp_ft_case(student: Answer, step: int, probe: int, total: int, lr: float) -
                 0.0, cosine(step / max(1, probe))
             ),
             "off by one: the second part starts at the full learning rate": both(
-                cosine((step - probe + 1) / (total - probe))
+                cosine((step - probe + 1) / max(1, total - probe))
             ),
             "the rate is constant; it should fall along a cosine in each part": pair(
                 0.0 if step < probe else lr, lr

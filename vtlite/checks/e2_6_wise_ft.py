@@ -9,18 +9,19 @@ from vtlite.checks.base import expect, passed, same
 from vtlite.checks.harness import (
     Answer,
     check,
+    strided,
 )
 
 
 @check
 def wise_ft(student: Answer) -> None:
     """2.6: `wise_ft(start, tuned, alpha)` interpolates two state dicts."""
-    for seed, alpha in ((0, 0.3), (1, 0.0), (2, 1.0)):
+    for seed, alpha in ((0, 0.3), (1, 0.0), (2, 1.0), (3, 0.85)):
         _wise_ft_case(student, seed, alpha)
     passed(
         "wise_ft",
-        "three values of alpha",
-        "integer counters",
+        "four values of alpha",
+        "counters, masks and every type",
         "all keys",
         "arguments untouched",
         "new tensors",
@@ -35,9 +36,19 @@ def _wise_ft_case(student: Answer, seed: int, alpha: float) -> None:
             "bn.running_var": torch.rand(4, generator=g) + 0.5,
             "head.bias": torch.randn(2, generator=g),
             "bn.num_batches_tracked": torch.tensor(steps),
+            "relative_position_index": torch.randint(0, 90, (2, 3), generator=g),
+            "mask": torch.rand(5, generator=g) > 0.5,
+            "pixels": torch.randint(0, 255, (3,), generator=g, dtype=torch.uint8),
+            "scale": torch.randn((), generator=g),
+            "wide": torch.randn(3, 2, generator=g, dtype=torch.float64),
+            "half": torch.randn(4, generator=g).bfloat16(),
+            "none": torch.zeros(0, 3),
+            "cut": strided(torch.randn(3, 4, generator=g)),
         }
         for steps in (11, 208)
     )
+    if seed == 3:  # the entries of a state dict may come in any order
+        start = dict(reversed(start.items()))
     kept = [{name: t.clone() for name, t in state.items()} for state in (start, tuned)]
     found = student(start, tuned, alpha)
     changed = any(
@@ -58,12 +69,9 @@ def _wise_ft_case(student: Answer, seed: int, alpha: float) -> None:
         }
 
     expected = mixed(1 - alpha, alpha)
-    counter = {
-        **expected,
-        "bn.num_batches_tracked": (
-            (1 - alpha) * start["bn.num_batches_tracked"] + alpha * tuned["bn.num_batches_tracked"]
-        ),
-    }
+    whole = [n for n, t in tuned.items() if not t.is_floating_point()]
+    averaged = {n: (1 - alpha) * start[n] + alpha * tuned[n] for n in whole}
+    counter = expected | averaged
     same(
         f"weights for alpha {alpha}",
         found,
@@ -79,11 +87,16 @@ def _wise_ft_case(student: Answer, seed: int, alpha: float) -> None:
             ),
             "an integer counter (num_batches_tracked) has no average; take it from the tuned model, not as a rounded mean": {
                 **expected,
-                "bn.num_batches_tracked": counter["bn.num_batches_tracked"].round().long(),
+                **{n: t.round().long() for n, t in averaged.items()},
             },
             "the counter comes from the start; take it from the tuned model": {
                 **expected,
-                "bn.num_batches_tracked": start["bn.num_batches_tracked"],
+                **{n: start[n] for n in whole},
+            },
+            "you tell counters by their name; every tensor of integers or bools comes from the tuned"
+            " model": expected | {n: t for n, t in averaged.items() if "num_batches" not in n},
+            "the type changes: each tensor keeps its own": {
+                n: t.float() if t.is_floating_point() else t for n, t in expected.items()
             },
             "the head is missing: WiSE-FT interpolates every parameter": {
                 n: t for n, t in expected.items() if not n.startswith("head")
@@ -101,7 +114,9 @@ def _wise_ft_case(student: Answer, seed: int, alpha: float) -> None:
     shared = [
         n
         for n, t in found.items()
-        if t.is_floating_point() and t.data_ptr() in (start[n].data_ptr(), tuned[n].data_ptr())
+        if t.numel()
+        and t.untyped_storage().data_ptr()
+        in [s.untyped_storage().data_ptr() for s in (start[n], tuned[n])]
     ]
     expect(
         not shared,

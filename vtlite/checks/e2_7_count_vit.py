@@ -18,7 +18,11 @@ def count_vit(student: Answer) -> None:
     operations of one image)."""
     from vtlite.accounting import flops as count_flops
 
-    for image, patch, D, depth, classes in ((16, 4, 12, 2, 5), (24, 8, 30, 3, 7)):
+    for image, patch, D, depth, classes in (
+        (16, 4, 12, 2, 5),
+        (24, 8, 30, 3, 7),
+        (35, 7, 9, 5, 11),
+    ):
         with torch.random.fork_rng(devices=[]):
             model = VisionTransformer(
                 image, patch, 3, classes, embed_dim=D, depth=depth, num_heads=3
@@ -85,5 +89,7 @@ def count_vit(student: Answer) -> None:
             tolerance=1e-9,
         )
     passed(
-        "count_vit", "parameters of two networks, entry by entry", "operations as torch counts them"
+        "count_vit",
+        "parameters of three networks, entry by entry",
+        "operations as torch counts them",
     )

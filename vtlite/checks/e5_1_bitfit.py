@@ -24,7 +24,10 @@ def bitfit(student: Answer) -> None:
         "head.bias",
         "weight",
     ):  # as it came, with a frozen bias, with frozen weights
-        _bitfit_case(student, frozen)
+        _bitfit_case(student, toy_biases(), frozen)
+    model = toy_biases().eval()
+    _bitfit_case(student, model, "")
+    _bitfit_case(student, model, "bias")  # a second call, on what the first has left
     passed(
         "bitfit",
         "flags of every parameter",
@@ -35,11 +38,11 @@ def bitfit(student: Answer) -> None:
     )
 
 
-def _bitfit_case(student: Answer, frozen: str) -> None:
-    model = toy_biases()
+def _bitfit_case(student: Answer, model: nn.Module, frozen: str) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad = not (frozen and name.endswith(frozen))
     before = {name: t.clone() for name, t in model.state_dict().items()}
+    earlier = {name: p.requires_grad for name, p in model.named_parameters()}
     returned = student(model)
     kinds = {
         name: model.get_submodule(name.rpartition(".")[0]) for name, _ in model.named_parameters()
@@ -57,6 +60,9 @@ def _bitfit_case(student: Answer, frozen: str) -> None:
         likely = {
             "'bias' stands in the name of a table of positions or of a whole module too: look at the last part of the name": rule(
                 lambda n: "bias" in n
+            ),
+            "a module may be called bias: 'bias' has to be the last part of the name": rule(
+                lambda n: ".bias" in n or n == "bias"
             ),
             "position_bias ends in 'bias' and is none: the last part of the name must be 'bias', so let the ending start with a dot": rule(
                 lambda n: n.endswith("bias")
@@ -78,7 +84,7 @@ def _bitfit_case(student: Answer, frozen: str) -> None:
                 flags.values()
             ),
             "what was frozen before stays frozen: set requires_grad to True for a bias": all(
-                not flags[n] for n in wrong
+                not flags[n] and not earlier[n] for n in wrong
             ),
             "set the flag of every parameter, in both directions": True,
         }

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from vtlite.checks.base import copies, passed, randn, same, untouched
 from vtlite.checks.harness import (
+    NO_TYPES,
     Answer,
     check,
+    lives,
     same_gradients,
     stays_small,
 )
@@ -68,17 +70,18 @@ def lora_forward(student: Answer) -> None:
             },
         )
         same_gradients(student, _lora, arguments, "A B x")
-    x, weight, bias, A, B = randn(3, (2, 3, 48), (40, 48), (40,), (2, 48), (40, 2))
+        lives(student, _lora, arguments, without=NO_TYPES)
+    x, weight, bias, A, B = randn(3, (2, 3, 88), (80, 88), (80,), (2, 88), (80, 2))
     large = {"x": x, "weight": weight, "bias": bias, "A": A, "B": B, "alpha": 4.0}
     stays_small(
         student,
         large,
-        40 * 48,
+        80 * 88,
         "you form B A, as large as W itself; apply A to x first, then B to the result",
     )
     passed(
         "lora_forward",
-        "values for any leading shape",
+        "values for any leading shape and strides",
         "the scale alpha / r",
         "gradients of A, B and x",
         "B A never formed",

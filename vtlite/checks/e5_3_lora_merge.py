@@ -9,8 +9,10 @@ from torch import Tensor
 
 from vtlite.checks.base import copies, passed, randn, same, untouched
 from vtlite.checks.harness import (
+    NO_TYPES,
     Answer,
     check,
+    lives,
     new_memory,
 )
 from vtlite.checks.naive import product
@@ -105,3 +107,12 @@ def _merge_case(
         mistakes,
     )
     new_memory(found, given)
+
+    def naive(weight: Tensor, factors: dict[str, Any], alpha: float) -> Tensor:
+        out = weight.clone()
+        for letter, (A, B) in factors.items():
+            for row in range(D):
+                out["qkv".index(letter) * D + row] += alpha / len(A) * product(A, B)[row]
+        return out
+
+    lives(student, naive, {"weight": weight, "factors": factors, "alpha": alpha}, without=NO_TYPES)

@@ -6,8 +6,10 @@ import torch
 
 from vtlite.checks.base import copies, passed, randn, same, untouched
 from vtlite.checks.harness import (
+    NO_TYPES,
     Answer,
     check,
+    lives,
     same_gradients,
     stays_small,
 )
@@ -60,6 +62,7 @@ def kron_forward(student: Answer) -> None:
             f"the output for x {list(x.shape)}, A {a} x {p}, B {b} x {q}", found, expected, mistakes
         )
         same_gradients(student, kron, arguments, "A B x")
+        lives(student, kron, arguments, without=NO_TYPES)
     x, A, B = randn(4, (3, 180), (12, 10), (16, 18))
     stays_small(
         student,
@@ -72,7 +75,7 @@ def kron_forward(student: Answer) -> None:
         "kron_forward",
         "values entry by entry",
         "rows and columns of both factors",
-        "any leading shape",
+        "any leading shape and strides",
         "gradients of A, B and x",
         "the matrix never formed",
     )

@@ -15,7 +15,7 @@ from vtlite.checks.harness import (
 def count_updates(student: Answer) -> None:
     """5.5: `count_updates(D, L, r, a, n)` -> how many numbers LoRA, KronA, FacT-TT and Compacter
     train."""
-    for D, L, r, a, n in ((768, 12, 16, 24, 4), (96, 6, 4, 8, 3), (160, 3, 5, 10, 5)):
+    for D, L, r, a, n in ((768, 12, 16, 24, 3), (1024, 5, 6, 16, 4), (192, 7, 5, 8, 2)):
         b = D // 32
         shapes: dict[str, list[tuple[int, ...]]] = {
             "lora": [],

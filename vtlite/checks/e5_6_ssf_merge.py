@@ -11,8 +11,10 @@ from torch import Tensor
 
 from vtlite.checks.base import copies, expect, passed, randn, same, untouched
 from vtlite.checks.harness import (
+    NO_TYPES,
     Answer,
     check,
+    lives,
     new_memory,
 )
 
@@ -137,3 +139,15 @@ def _ssf_case(
     )
     for t in returned:
         new_memory(t, given)
+
+    def naive(w: Tensor, b: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        rows = [scale[c] * w[c] for c in range(len(w))]
+        return torch.stack(rows), shift + (0 if b is None else scale * b)
+
+    given_bias = bias if with_bias else None
+    lives(
+        student,
+        naive,
+        {"weight": weight, "bias": given_bias, "scale": scale, "shift": shift},
+        without=NO_TYPES,
+    )

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtlite.checks.base import copies, passed, randn, same, untouched
+from vtlite.checks.base import copies, expect, passed, randn, same, untouched
 from vtlite.checks.harness import (
+    NO_TYPES,
     Answer,
     check,
+    lives,
     same_gradients,
 )
 from vtlite.checks.naive import dense, product
@@ -110,11 +112,39 @@ def dylora_forward(student: Answer) -> None:
             },
         )
         same_gradients(student, _dylora, arguments, "A B x", wrong)
+        lives(student, _dylora, arguments, without=NO_TYPES)
+    _second_step(student)
     passed(
         "dylora_forward",
-        "the first b ranks",
+        "the first b ranks, for any strides",
         "the scale alpha / b",
-        "gradients of rank b alone",
+        "gradients of rank b alone, step after step",
         "the gradient of x",
         "arguments untouched",
     )
+
+
+def _second_step(student: Answer) -> None:
+    """Two steps on the same factors, each with its own b: the second is not told of the first."""
+    x, weight, bias, A, B = randn(9, (3, 4), (5, 4), (5,), (4, 4), (5, 4))
+    for t in (A, B):
+        t.requires_grad_()
+    for b in (1, 4, 2):
+        A.grad = B.grad = None
+        out = student(x, weight, bias, A, B, 1.5, b)
+        expect(
+            out.requires_grad,
+            "expected an output with a gradient, found none",
+            "something detached rank b as well",
+        )
+        out.square().sum().backward()
+        for name, t, dim in (("A", A, 0), ("B", B, 1)):
+            grad = torch.zeros_like(t) if t.grad is None else t.grad
+            ranks = grad.movedim(dim, 0).flatten(1).abs().sum(1).nonzero().flatten().tolist()
+            expect(
+                ranks == [b - 1] and t.requires_grad,
+                f"b = {b} after other steps: expected a gradient of {name} for rank {b} alone,"
+                f" found one for {[rank + 1 for rank in ranks]}",
+                "something of an earlier call is left: a hook that stays registered, or a flag that"
+                " stays off",
+            )

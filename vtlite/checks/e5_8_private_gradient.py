@@ -10,8 +10,10 @@ from torch import Tensor
 
 from vtlite.checks.base import copies, expect, passed, randn, same, untouched
 from vtlite.checks.harness import (
+    NO_TYPES,
     Answer,
     check,
+    lives,
 )
 
 
@@ -29,6 +31,7 @@ def private_gradient(student: Answer) -> None:
         per_sample = per_sample * torch.linspace(0.1, 2, B)[:, None] if B > 1 else per_sample
         if seed == 1:
             per_sample[2] = 0
+            per_sample[0] *= R / float(per_sample[0].norm())  # just as long as max_norm
         _private_case(student, per_sample, R, noise, sigma)
     passed(
         "private_gradient",
@@ -48,6 +51,14 @@ def _private_case(
     found = student(per_sample, R, noise, sigma)
     untouched(given, before)
     B = len(per_sample)
+
+    def naive(rows: Tensor, R: float, noise: Tensor, sigma: float) -> Tensor:
+        total = sigma * R * noise
+        for row in rows:
+            length = math.sqrt(sum(v * v for v in row.tolist()))
+            total = total + row * (R / length if length > R else 1.0)
+        return total / len(rows)
+
     if isinstance(found, Tensor):
         expect(
             not bool(found.isnan().any()),
@@ -123,4 +134,10 @@ def _private_case(
             "the sum is not divided by the number of samples": B * (clipped + spread),
             "the noise is divided by B twice": clipped + spread / B,
         },
+    )
+    lives(
+        student,
+        naive,
+        {"per_sample": per_sample, "max_norm": R, "noise": noise, "sigma": sigma},
+        without=NO_TYPES,
     )

@@ -9,8 +9,8 @@ from vtlite.checks.base import passed, randn, same
 from vtlite.checks.gradients import autograd, by_hand
 from vtlite.checks.harness import (
     Answer,
-    any_device,
     check,
+    lives,
     stays_small,
 )
 from vtlite.checks.naive import dense, product
@@ -31,27 +31,42 @@ def lora_linear_backward(student: Answer) -> None:
             t.to(dtype) for t in randn(seed, (*lead, N), (*lead, K), (N, K), (r, K), (N, r))
         )
         _lora_backward_case(student, dy, x, weight, A, B, scale)
-    dy, x, weight, A, B = randn(5, (2, 3, 40), (2, 3, 48), (40, 48), (2, 48), (40, 2))
+    dy, x, weight, A, B = randn(5, (2, 3, 80), (2, 3, 88), (80, 88), (2, 88), (80, 2))
     large = {"dy": dy, "x": x, "weight": weight, "A": A, "B": B, "scale": 4.0}
     stays_small(
         student,
         large,
-        40 * 48,
+        80 * 88,
         "you form B A, or dy^T x, as large as W itself; go through the r numbers h = x A^T and dh ="
         " dy B instead",
     )
-    any_device(student, large, reads=False)
+    dy, x, weight, A, B = randn(6, (2, 3, 4), (2, 3, 5), (4, 5), (3, 5), (4, 3))
+    lives(
+        student,
+        _naive,
+        {"dy": dy, "x": x, "weight": weight, "A": A, "B": B, "scale": -1.5},
+        reads=False,
+    )
     passed(
         "lora_linear_backward",
         "dx",
         "dA",
         "dB",
         "the scale",
-        "any leading shape",
+        "any leading shape and strides",
         "B A never formed",
         "type and device",
         "arguments untouched",
     )
+
+
+def _naive(
+    dy: Tensor, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scale: float
+) -> list[Tensor]:
+    def forward(x: Tensor, weight: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        return dense(x, weight + scale * product(A, B), 0.0)
+
+    return autograd(forward, dy, {"x": x, "weight": weight, "A": A, "B": B}, "x A B")
 
 
 def _lora_backward_case(

@@ -14,8 +14,34 @@ from vtlite.checks.harness import (
     Answer,
     check,
     stays_small,
+    strided,
 )
 from vtlite.checks.inputs import Blocks
+from vtlite.checks.watch import numbers
+
+# What is added to the scores of each block of three keys, and the mistake that it brings out.
+_INF = float("inf")
+_LEVELS: dict[tuple[float, ...], str] = {
+    (300.0, -300.0): (
+        "the maximum is that of all blocks so far, and never falls: torch.maximum(old, block's)"
+    ),
+    (-300.0, 300.0): "the maximum rises with a block: look at it before you take exp",
+    (-300.0, 0.0, 300.0, -300.0): "the maximum is that of all blocks so far: take it anew for each",
+    (-_INF, -300.0): (
+        "a row that is masked so far has no maximum, not one of 0: keep -inf, and use 0 only in exp"
+    ),
+    (300.0, -_INF, 300.0): (
+        "a block that is masked throughout changes neither the maximum nor the sums"
+    ),
+    (-300.0, -_INF, -290.0): (
+        "a block that is masked throughout changes neither the maximum nor the sums"
+    ),
+    (-_INF, -_INF, 5.0): "-inf - (-inf) is no number: the first blocks of a row may all be masked",
+    (-_INF, -_INF, -200.0, -_INF): (
+        "-inf - (-inf) is no number: the first blocks of a row may all be masked"
+    ),
+    (90.0, -_INF, -90.0, 90.0): "a masked block comes between two others: keep what was carried",
+}
 
 
 @check
@@ -70,7 +96,12 @@ def online_attention(student: Answer) -> None:
         if hidden:
             scores[..., :2, hidden] = -inf  # for some rows, not for all
         _online_case(student, scores, values, sizes, likely)
+    for levels, case in _LEVELS.items():
+        _level_case(student, levels, case)
+    scores, values = (strided(t) for t in randn(11, (2, 3, 9), (2, 9, 2)))
+    _online_case(student, scores, values, (4, 1, 4), "a block may be transposed or cut")
     scores, values = randn(9, (2, 4, 60), (2, 60, 3))
+    _keeps_sums(student)
     stays_small(
         lambda scores, values: student(Blocks(scores, values, (10,) * 6)),
         {"scores": scores, "values": values},
@@ -82,10 +113,35 @@ def online_attention(student: Answer) -> None:
         "online_attention",
         "values against the whole row",
         "uneven blocks",
-        "large, small and mixed scores",
+        "large, small, rising and falling scores",
         "masked blocks and rows",
-        "one pass, one block at a time",
+        "one pass, with nothing kept but sums",
         "blocks untouched",
+    )
+
+
+def _level_case(student: Answer, levels: tuple[float, ...], likely: str) -> None:
+    """Rows with these levels from block to block, beside rows of plain scores; and one row that has
+    a single key."""
+    scores, values = randn(10, (2, 4, 3 * len(levels)), (2, 3 * len(levels), 5))
+    scores[:, :2] += torch.tensor(levels).repeat_interleave(3)
+    scores[:, 2, 1:] = scores[:, 3, :-1] = -_INF
+    _online_case(student, scores, values, (3,) * len(levels), likely)
+
+
+def _keeps_sums(student: Answer) -> None:
+    """Twice as many blocks need no more memory."""
+    kept = []
+    for count in (6, 12):
+        scores, values = randn(12, (2, 4, 10 * count), (2, 10 * count, 3))
+        with torch.no_grad():
+            kept.append(numbers(student, Blocks(scores, values, (10,) * count)).kept)
+    expect(
+        kept[1] <= 1.1 * kept[0],
+        f"expected no more memory for 12 blocks than for 6, found {kept[1]} numbers at once and"
+        f" {kept[0]}",
+        "you collect the blocks, or copies of them, so the whole row is there again; carry maximum,"
+        " sum and weighted sum",
     )
 
 

@@ -9,8 +9,8 @@ from vtlite.checks.base import passed, randn, same
 from vtlite.checks.gradients import autograd, by_hand, finite
 from vtlite.checks.harness import (
     Answer,
-    any_device,
     check,
+    lives,
 )
 
 
@@ -40,12 +40,20 @@ def kd_gradient(student: Answer) -> None:
     ):
         z, t = (size * logits.to(dtype) for logits in randn(seed, shape, shape))
         _kd_case(student, z, t, T, large=size > 100)
-    z, t = randn(5, (3, 4), (3, 4))
-    any_device(student, {"student": z, "teacher": t, "temperature": 2.0}, reads=False)
+    for shape in ((2, 3, 4), (1, 5), (3, 1)):
+        z, t = randn(5, shape, shape)
+        lives(
+            student,
+            lambda z, t, T: autograd(
+                lambda z, t: _kd(z, t, T), torch.ones(()), {"z": z, "t": t}, "z"
+            )[0],
+            {"student": z, "teacher": t, "temperature": 3.0},
+            reads=False,
+        )
     passed(
         "kd_gradient",
         "values for five temperatures",
-        "mean over all rows",
+        "mean over all rows, for any strides",
         "large logits",
         "no autograd",
         "type and device",

@@ -45,7 +45,7 @@ class Answer:
             "give the function itself to the check, without calling it",
         )
         self.function, self.code, self.life, self.hint = function, code_of(function), "", ""
-        self.autograd = False  # whether any call so far asked PyTorch for a derivative
+        self.by_hand = False  # where a derivative must not be asked of PyTorch
 
     def __call__(self, *arguments: Any) -> Any:
         before = {name: read() for name, (read, _) in _GLOBALS.items()}
@@ -58,7 +58,7 @@ class Answer:
         except Exception as error:
             if type(error) is NotImplementedError and re.match("Exercise|$", str(error)):
                 raise  # not written yet, which is no mistake
-            if not calls.package:
+            if not calls.package and not (self.by_hand and calls.autograd):
                 fail(
                     f"{self.life and self.life + ': '}expected an answer, found an error"
                     f"{own_line(error, self.code)}: {type(error).__name__}:"
@@ -66,11 +66,10 @@ class Answer:
                     self.hint or sentence(error),
                 )
         finally:
-            self.autograd |= calls.autograd
             changed = [name for name, (read, _) in _GLOBALS.items() if read() != before[name]]
             for name in changed:
                 _GLOBALS[name][1](before[name])
-            _honest(calls)
+            _honest(calls, self.by_hand)
             if changed:
                 fail(
                     f"expected {changed[0]} of PyTorch to stay as it was, found it changed",
@@ -79,7 +78,7 @@ class Answer:
                 )
 
 
-def _honest(calls: Calls) -> None:
+def _honest(calls: Calls, by_hand: bool) -> None:
     expect(
         not calls.package,
         f"expected an answer of your own, found a call of the package's {calls.package}",
@@ -89,6 +88,11 @@ def _honest(calls: Calls) -> None:
         not calls.peeked,
         f"expected an answer of your own, found {calls.peeked}: a look into the check",
         "the reference is not to be read; compute the result from the arguments",
+    )
+    expect(
+        not (by_hand and calls.autograd),
+        "expected a gradient written out, found a call of autograd or torch.func",
+        "you let autograd do it (grad, backward, vjp, jacrev); use the formula instead",
     )
 
 
@@ -183,6 +187,10 @@ LIVES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], Any], str]] = {
         "an argument may require a gradient: do not write into it, and do not turn it into NumPy",
     ),
 }
+
+
+_UNSAID = "the text does not speak of types"
+NO_TYPES = {"float64": _UNSAID, "bfloat16": _UNSAID}
 
 
 def lives(

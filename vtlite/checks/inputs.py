@@ -17,16 +17,28 @@ class _Toy(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch_embed = nn.Conv2d(3, 5, 2, 2)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(5, 5), nn.Dropout(0.5)) for _ in range(11)
+        self.calls: list[int] = []  # the batches that came
+        self.graph = False  # whether one came with a graph
+        self.cls_token = nn.Parameter(torch.ones(5))
+        self.patch_embed = nn.ModuleDict(
+            {"proj": nn.Conv2d(3, 5, 2, 2), "norm": nn.LayerNorm(5), "head": nn.Linear(5, 5)}
         )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(5, 5), nn.Dropout(0.5), nn.Linear(5, 5)) for _ in range(11)
+        )
+        self.blocks[1][2].weight = self.blocks[1][0].weight  # tied
+        self.blocks_1 = nn.Linear(5, 5)
+        self.overhead = nn.Linear(5, 3)
+        self.norm_pre = nn.LayerNorm(5)
         self.pre_norm = nn.LayerNorm(5)
         self.norm = nn.BatchNorm1d(5)
         self.head = nn.Linear(5, 4)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.pre_norm(self.patch_embed(images).mean(dim=(2, 3)))
+        self.calls.append(len(images))
+        self.graph |= torch.is_grad_enabled()
+        x = self.patch_embed["proj"](images).mean(dim=(2, 3)) + self.cls_token
+        x = self.pre_norm(self.patch_embed["head"](self.patch_embed["norm"](x)))
         for block in self.blocks:
             x = x + block(x)
         return self.norm(x)
@@ -51,6 +63,9 @@ class _Biases(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.ones(5, 2))
         self.blocks = nn.ModuleList(self.block() for _ in range(2))
         self.bias_gate = nn.Linear(4, 3)
+        self.gates = nn.ModuleDict({"bias": nn.Linear(3, 3), "bias_gate": nn.Linear(3, 2)})
+        self.tied = nn.Linear(3, 3)
+        self.tied.bias = self.gates["bias"].bias
         self.norm = nn.BatchNorm1d(4)
         self.temperature = nn.Parameter(torch.tensor(2.0))
         self.head = nn.Linear(4, 6)
