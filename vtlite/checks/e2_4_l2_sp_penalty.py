@@ -40,8 +40,8 @@ def _l2_sp_case(student: Answer, seed: int, alpha: float) -> None:
         "norm_mlp.weight": (3, 1),
         "position_bias": (4, 2),
         "overhead.weight": (2, 5),
-        "b.weight": (2, 3, 2, 2),
         "c.temperature": (),
+        "b.weight": (2, 3, 2, 2),
         "head.weight": (5, 3),
         "head.bias": (2, 2),
     }

@@ -22,7 +22,7 @@ def lp_ft_lrs(student: Answer) -> None:
         "lp_ft_lrs",
         "every step of five schedules",
         "the boundary between the parts",
-        "no probe at all, and nothing else",
+        "no probe or nothing else",
     )
 
 

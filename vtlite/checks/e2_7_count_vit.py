@@ -90,6 +90,6 @@ def count_vit(student: Answer) -> None:
         )
     passed(
         "count_vit",
-        "parameters of three networks, entry by entry",
+        "parameters of three networks entry by entry",
         "operations as torch counts them",
     )

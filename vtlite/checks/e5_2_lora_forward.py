@@ -85,5 +85,6 @@ def lora_forward(student: Answer) -> None:
         "the scale alpha / r",
         "gradients of A, B and x",
         "B A never formed",
+        "any device",
         "arguments untouched",
     )

@@ -35,6 +35,7 @@ def lora_merge(student: Answer) -> None:
         "other rows unchanged",
         "alpha / r with each one's own rank",
         "a new tensor",
+        "any device",
         "arguments untouched",
     )
 

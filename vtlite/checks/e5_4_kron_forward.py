@@ -78,4 +78,5 @@ def kron_forward(student: Answer) -> None:
         "any leading shape and strides",
         "gradients of A, B and x",
         "the matrix never formed",
+        "any device",
     )

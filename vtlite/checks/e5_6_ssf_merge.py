@@ -48,7 +48,8 @@ def ssf_merge(student: Answer) -> None:
         "LayerNorm",
         "convolutions",
         "a layer without a bias",
-        "new tensors, arguments untouched",
+        "any device",
+        "new tensors and arguments untouched",
     )
 
 

@@ -116,10 +116,11 @@ def dylora_forward(student: Answer) -> None:
     _second_step(student)
     passed(
         "dylora_forward",
-        "the first b ranks, for any strides",
+        "the first b ranks for any strides",
         "the scale alpha / b",
-        "gradients of rank b alone, step after step",
+        "gradients of rank b alone step after step",
         "the gradient of x",
+        "any device",
         "arguments untouched",
     )
 

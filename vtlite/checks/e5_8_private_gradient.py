@@ -35,10 +35,11 @@ def private_gradient(student: Answer) -> None:
         _private_case(student, per_sample, R, noise, sigma)
     passed(
         "private_gradient",
-        "each sample clipped, short ones untouched",
-        "noise once, sigma times the norm",
+        "each sample clipped and short ones untouched",
+        "noise once and sigma times the norm",
         "the mean over the batch",
         "a sample without a gradient",
+        "any device",
         "arguments untouched",
     )
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from vtlite.checks.base import passed, randn, same
 from vtlite.checks.gradients import autograd, by_hand
 from vtlite.checks.harness import (
+    AUTOGRAD_OFF,
     Answer,
     check,
     lives,
@@ -45,6 +46,7 @@ def kron_backward(student: Answer) -> None:
         student,
         lambda dy, x, A, B: autograd(kron, dy, {"x": x, "A": A, "B": B}, "x A B"),
         {"dy": dy, "x": x, "A": A, "B": B},
+        without=AUTOGRAD_OFF,
         reads=False,
     )
     passed(

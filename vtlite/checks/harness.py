@@ -8,8 +8,10 @@ other way that the text promises; a life that does not apply is named `without` 
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import re
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -30,7 +32,7 @@ _GLOBALS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "the choice of deterministic algorithms": (
         torch.are_deterministic_algorithms_enabled,
-        torch.use_deterministic_algorithms,
+        lambda on: torch.use_deterministic_algorithms(on, warn_only=True),
     ),
 }
 
@@ -52,7 +54,13 @@ class Answer:
         calls = Calls(self.function)
         try:
             with calls:
-                return self.function(*arguments)
+                returned = self.function(*arguments)
+            if returned is None and _is_empty(self.code):
+                fail(
+                    "expected an answer, found an empty function",
+                    "the exercise is not written yet",
+                )
+            return returned
         except CheckFailed:
             raise
         except Exception as error:
@@ -76,6 +84,12 @@ class Answer:
                     "you set it for everything that comes after: use a with block, which sets it"
                     " back",
                 )
+
+
+def _is_empty(code: types.CodeType | None) -> bool:
+    """Whether a function has no body but its docstring."""
+    idle = {"RESUME", "NOP", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST"}
+    return code is not None and {step.opname for step in dis.get_instructions(code)} <= idle
 
 
 def _honest(calls: Calls, by_hand: bool) -> None:
@@ -118,22 +132,26 @@ def check(function: Callable[[Any], None]) -> Callable[[Callable[..., Any]], Non
 @contextlib.contextmanager
 def _own_state() -> Iterator[None]:
     default = torch.get_default_dtype()
+    deterministic = torch.are_deterministic_algorithms_enabled()
     torch.set_default_dtype(torch.float32)
+    # Memory that is reserved and not written is then filled with nan, and is seen.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             yield
     finally:
         torch.set_default_dtype(default)
+        torch.use_deterministic_algorithms(deterministic)
 
 
 # The lives
 # -------------------------------------------------------------------------------------------------
 def strided(t: Tensor) -> Tensor:
-    """The same values in memory that is transposed, cut and begins later."""
+    """The same values, cut out of larger memory, so that no two dimensions lie in a row there."""
     if t.ndim == 0:
         return t.clone()
-    wide = t.new_empty((*reversed(t.shape[:-1]), 2 * t.shape[-1] + 1)).movedim(-1, 0)
-    cut = wide.permute(*range(wide.ndim - 1, -1, -1))[..., 1::2]
+    wide = t.new_zeros([*(n + 1 for n in t.shape[:-1]), 2 * t.shape[-1] + 1])
+    cut = wide[tuple(slice(1, None) for _ in t.shape[:-1])][..., 1::2]
     return cut.copy_(t)
 
 
@@ -191,6 +209,10 @@ LIVES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], Any], str]] = {
 
 _UNSAID = "the text does not speak of types"
 NO_TYPES = {"float64": _UNSAID, "bfloat16": _UNSAID}
+
+AUTOGRAD_OFF = {
+    "arguments that require a gradient": "a gradient written out runs where autograd is off"
+}
 
 
 def lives(

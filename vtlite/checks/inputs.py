@@ -67,6 +67,7 @@ class _Biases(nn.Module):
         self.tied = nn.Linear(3, 3)
         self.tied.bias = self.gates["bias"].bias
         self.norm = nn.BatchNorm1d(4)
+        self.alpha = nn.Parameter(torch.ones(3))
         self.temperature = nn.Parameter(torch.tensor(2.0))
         self.head = nn.Linear(4, 6)
 
