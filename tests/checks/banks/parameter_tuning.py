@@ -41,7 +41,7 @@ def choose_by_module(model: nn.Module) -> int:
     biases = [m.bias for m in model.modules() if isinstance(getattr(m, "bias", None), nn.Parameter)]
     for bias in biases:
         bias.requires_grad = True
-    return sum(bias.nelement() for bias in biases)
+    return sum(bias.nelement() for bias in set(biases))
 
 
 def choose_linear(model: nn.Module) -> int:
