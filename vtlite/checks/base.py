@@ -129,6 +129,11 @@ def _dict_difference(found: Any, expected: dict[Any, Any], tolerance: float) -> 
     return ""
 
 
+def plain(returned: Any) -> Any:
+    """An array or a tensor of numbers as a list, anything else as it is."""
+    return returned.tolist() if isinstance(returned, np.ndarray | Tensor) else returned
+
+
 def randn(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
     """Seeded tensors of the given shapes."""
     g = torch.Generator().manual_seed(seed)

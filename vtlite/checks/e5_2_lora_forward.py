@@ -83,7 +83,7 @@ def lora_forward(student: Answer) -> None:
         "lora_forward",
         "values for any leading shape and strides",
         "the scale alpha / r",
-        "gradients of A, B and x",
+        "gradients of A and B and x",
         "B A never formed",
         "any device",
         "arguments untouched",

@@ -31,7 +31,7 @@ def lora_merge(student: Answer) -> None:
         _merge_case(student, *case)
     passed(
         "lora_merge",
-        "the rows of q, k and v",
+        "the rows of q and k and v",
         "other rows unchanged",
         "alpha / r with each one's own rank",
         "a new tensor",

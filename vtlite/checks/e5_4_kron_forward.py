@@ -76,7 +76,7 @@ def kron_forward(student: Answer) -> None:
         "values entry by entry",
         "rows and columns of both factors",
         "any leading shape and strides",
-        "gradients of A, B and x",
+        "gradients of A and B and x",
         "the matrix never formed",
         "any device",
     )

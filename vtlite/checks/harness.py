@@ -125,7 +125,8 @@ def check(function: Callable[[Any], None]) -> Callable[[Callable[..., Any]], Non
             raise failed.with_traceback(None) from None
 
     # Without a file there is no source of the check for a traceback to print.
-    run.__code__ = run.__code__.replace(co_filename="<check>")
+    bare: Any = run
+    bare.__code__ = bare.__code__.replace(co_filename="<check>")
     return run
 
 

@@ -26,7 +26,8 @@ class _Toy(nn.Module):
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(5, 5), nn.Dropout(0.5), nn.Linear(5, 5)) for _ in range(11)
         )
-        self.blocks[1][2].weight = self.blocks[1][0].weight  # tied
+        tied = self.blocks.get_submodule("1.0").get_parameter("weight")
+        self.blocks.get_submodule("1.2").register_parameter("weight", tied)
         self.blocks_1 = nn.Linear(5, 5)
         self.overhead = nn.Linear(5, 3)
         self.norm_pre = nn.LayerNorm(5)
@@ -65,7 +66,7 @@ class _Biases(nn.Module):
         self.bias_gate = nn.Linear(4, 3)
         self.gates = nn.ModuleDict({"bias": nn.Linear(3, 3), "bias_gate": nn.Linear(3, 2)})
         self.tied = nn.Linear(3, 3)
-        self.tied.bias = self.gates["bias"].bias
+        self.tied.register_parameter("bias", self.gates.get_parameter("bias.bias"))
         self.norm = nn.BatchNorm1d(4)
         self.alpha = nn.Parameter(torch.ones(3))
         self.temperature = nn.Parameter(torch.tensor(2.0))
