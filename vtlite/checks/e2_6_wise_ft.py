@@ -9,8 +9,8 @@ from vtlite.checks.base import expect, passed, same
 from vtlite.checks.harness import (
     Answer,
     check,
-    strided,
 )
+from vtlite.checks.inputs import strided
 
 
 @check

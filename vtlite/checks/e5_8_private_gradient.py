@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vtlite.checks.base import copies, expect, passed, randn, same, untouched
 from vtlite.checks.harness import (
-    NO_TYPES,
+    VALUES_ONLY,
     Answer,
     check,
     lives,
@@ -140,5 +140,5 @@ def _private_case(
         student,
         naive,
         {"per_sample": per_sample, "max_norm": R, "noise": noise, "sigma": sigma},
-        without=NO_TYPES,
+        without=VALUES_ONLY,
     )

@@ -14,7 +14,6 @@ from vtlite.checks.harness import (
     Answer,
     check,
     stays_small,
-    strided,
 )
 from vtlite.checks.inputs import Blocks
 from vtlite.checks.watch import numbers
@@ -98,8 +97,8 @@ def online_attention(student: Answer) -> None:
         _online_case(student, scores, values, sizes, likely)
     for levels, case in _LEVELS.items():
         _level_case(student, levels, case)
-    scores, values = (strided(t) for t in randn(11, (2, 3, 9), (2, 9, 2)))
-    _online_case(student, scores, values, (4, 1, 4), "a block may be transposed or cut")
+    scores, values = randn(11, (2, 3, 9), (2, 9, 2))
+    _online_case(student, scores, values, (4, 1, 4), "a block may be transposed or cut", cut=True)
     scores, values = randn(9, (2, 4, 60), (2, 60, 3))
     stays_small(
         lambda scores, values: student(Blocks(scores, values, (10,) * 6)),
@@ -146,9 +145,14 @@ def _keeps_sums(student: Answer) -> None:
 
 
 def _online_case(
-    student: Answer, scores: Tensor, values: Tensor, sizes: tuple[int, ...], likely: str
+    student: Answer,
+    scores: Tensor,
+    values: Tensor,
+    sizes: tuple[int, ...],
+    likely: str,
+    cut: bool = False,
 ) -> None:
-    blocks = Blocks(scores, values, sizes)
+    blocks = Blocks(scores, values, sizes, cut)
     found = student(blocks)
     s, v = scores.double(), values.double()
 

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from vtlite.checks.base import CheckFailed, difference, expect, fail, randn, same
 from vtlite.checks.errors import own_line, sentence
+from vtlite.checks.inputs import strided
 from vtlite.checks.watch import Calls, Operations, code_of, numbers
 
 _DETACHED = "something detached it (detach, item, data or no_grad), so it would never train"
@@ -147,15 +148,6 @@ def _own_state() -> Iterator[None]:
 
 # The lives
 # -------------------------------------------------------------------------------------------------
-def strided(t: Tensor) -> Tensor:
-    """The same values, cut out of larger memory, so that no two dimensions lie in a row there."""
-    if t.ndim == 0:
-        return t.clone()
-    wide = t.new_zeros([*(n + 1 for n in t.shape[:-1]), 2 * t.shape[-1] + 1])
-    cut = wide[tuple(slice(1, None) for _ in t.shape[:-1])][..., 1::2]
-    return cut.copy_(t)
-
-
 def _expanded(t: Tensor) -> Tensor:
     return t[:1].expand_as(t) if t.ndim else t
 
@@ -211,6 +203,9 @@ LIVES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], Any], str]] = {
 _UNSAID = "the text does not speak of types"
 NO_TYPES = {"float64": _UNSAID, "bfloat16": _UNSAID}
 
+VALUES_ONLY = NO_TYPES | {
+    "arguments that require a gradient": "the text speaks of values, not of gradients"
+}
 AUTOGRAD_OFF = {
     "arguments that require a gradient": "a gradient written out runs where autograd is off"
 }

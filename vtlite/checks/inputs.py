@@ -37,12 +37,13 @@ class _Toy(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         self.calls.append(len(images))
-        self.graph |= torch.is_grad_enabled()
         x = self.patch_embed["proj"](images).mean(dim=(2, 3)) + self.cls_token
         x = self.pre_norm(self.patch_embed["head"](self.patch_embed["norm"](x)))
         for block in self.blocks:
             x = x + block(x)
-        return self.norm(x)
+        x = self.norm(x)
+        self.graph |= x.requires_grad
+        return x
 
 
 def toy_backbone(seed: int = 0) -> _Toy:
@@ -81,11 +82,23 @@ class _Biases(nn.Module):
         return block
 
 
+def strided(t: Tensor) -> Tensor:
+    """The same values, cut out of larger memory, so that no two dimensions lie in a row there."""
+    if t.ndim == 0:
+        return t.clone()
+    wide = t.new_zeros([*(n + 1 for n in t.shape[:-1]), 2 * t.shape[-1] + 1])
+    cut = wide[tuple(slice(1, None) for _ in t.shape[:-1])][..., 1::2]
+    return cut.copy_(t)
+
+
 class Blocks:
     """Scores [..., R, S] and values [..., S, e] in blocks, once. What was handed out is gone when
     the next block comes."""
 
-    def __init__(self, scores: Tensor, values: Tensor, sizes: tuple[int, ...]) -> None:
+    def __init__(
+        self, scores: Tensor, values: Tensor, sizes: tuple[int, ...], cut: bool = False
+    ) -> None:
+        self.cut = cut  # whether the blocks lie apart in larger memory
         self.scores, self.values, self.sizes, self.seen, self.asked, self.written = (
             scores,
             values,
@@ -109,7 +122,7 @@ class Blocks:
         for s, v in zip(
             self.scores.split(self.sizes, -1), self.values.split(self.sizes, -2), strict=True
         ):
-            handed = s.clone(), v.clone()
+            handed = (strided(s), strided(v)) if self.cut else (s.clone(), v.clone())
             self.seen += 1
             yield handed
             self.written |= not (torch.equal(handed[0], s) and torch.equal(handed[1], v))
