@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -157,6 +158,15 @@ def test_what_is_global_stays_and_is_put_back(change: Callable[[], Any], what: s
     assert what in refused(checks.lora_forward, answer)
     assert before == (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads())
     checks.lora_forward(lora)
+
+
+def test_requires_grad_of_an_argument_stays() -> None:
+    def answer(x: Tensor, W: Any, bias: Any, A: Tensor, *rest: Any) -> Tensor:
+        if A.is_leaf and not A.is_inference():
+            A.requires_grad_(True)
+        return dylora(x, W, bias, A, *rest)
+
+    assert "requires_grad of the arguments" in refused(checks.dylora_forward, answer)
 
 
 def test_a_check_runs_in_a_state_of_its_own() -> None:
@@ -322,6 +332,36 @@ def test_an_empty_function_is_said_to_be_empty() -> None:
         """Not yet."""
 
     assert "not written yet" in refused(checks.lora_merge, answer)
+
+
+# Names
+# -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("inside", "words"),
+    [
+        (lambda name, prefix: re.match(rf"{prefix}(\.|$)", name), "re.escape"),
+        (lambda name, prefix: f".{prefix}." in f".{name}.", "anywhere in the name"),
+        (lambda name, prefix: name.startswith(f"{prefix}."), "whole name of a parameter"),
+        (lambda name, prefix: name.split(".")[: prefix.count(".") + 2] == prefix, "Likely"),
+    ],
+)
+def test_names_of_several_networks_tell_prefixes_apart(inside: Any, words: str) -> None:
+    def answer(model: nn.Module, prefixes: tuple[str, ...]) -> int:
+        for name, p in model.named_parameters():
+            p.requires_grad = any(bool(inside(name, prefix)) for prefix in prefixes)
+        return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    assert words in refused(checks.freeze_except, answer)
+
+
+def test_a_tied_parameter_counts_once() -> None:
+    def answer(model: nn.Module) -> int:
+        for name, p in model.named_parameters():
+            p.requires_grad = name.split(".")[-1] == "bias"
+        named = model.named_parameters(remove_duplicate=False)
+        return sum(p.numel() for _, p in named if p.requires_grad)
+
+    assert "counts once" in refused(checks.bitfit, answer)
 
 
 # Words

@@ -24,6 +24,7 @@ def kron_forward(student: Answer) -> None:
         (1, (2, 3), 2, 3, 4, 5),
         (2, (1,), 4, 1, 2, 3),
         (3, (), 1, 5, 3, 2),
+        (5, (2, 1, 3), 2, 3, 3, 2),
     )
     for seed, lead, a, p, b, q in cases:
         x, A, B = randn(seed, (*lead, p * q), (a, p), (b, q))

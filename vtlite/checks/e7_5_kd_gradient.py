@@ -41,8 +41,8 @@ def kd_gradient(student: Answer) -> None:
     ):
         z, t = (size * logits.to(dtype) for logits in randn(seed, shape, shape))
         _kd_case(student, z, t, T, large=size > 100)
-    for shape in ((2, 3, 4), (1, 5), (3, 1)):
-        z, t = randn(5, shape, shape)
+    for sizes in ((2, 3, 4), (1, 5), (3, 1), (2, 3, 1, 5)):
+        z, t = randn(5, sizes, sizes)
         lives(
             student,
             lambda z, t, T: autograd(

@@ -27,6 +27,7 @@ def kron_backward(student: Answer) -> None:
         (2, (1,), 4, 1, 2, 3, torch.float32),
         (3, (), 1, 5, 3, 2, torch.float32),
         (4, (4,), 2, 2, 3, 3, torch.float32),
+        (7, (2, 1, 3), 2, 3, 3, 2, torch.float32),
     ):
         dy, x, A, B = (
             t.to(dtype) for t in randn(seed, (*lead, a * b), (*lead, p * q), (a, p), (b, q))

@@ -52,6 +52,8 @@ class Answer:
 
     def __call__(self, *arguments: Any) -> Any:
         before = {name: read() for name, (read, _) in _GLOBALS.items()}
+        tensors = [t for t in tree_leaves(arguments) if isinstance(t, Tensor)]
+        flags = [t.requires_grad for t in tensors]
         calls = Calls(self.function)
         try:
             with calls:
@@ -79,6 +81,11 @@ class Answer:
             for name in changed:
                 _GLOBALS[name][1](before[name])
             _honest(calls, self.by_hand)
+            if flags != [t.requires_grad for t in tensors]:
+                fail(
+                    "expected requires_grad of the arguments as it was, found it changed",
+                    "you set requires_grad of a tensor that you were given; detach() or clone() it",
+                )
             if changed:
                 fail(
                     f"expected {changed[0]} of PyTorch to stay as it was, found it changed",

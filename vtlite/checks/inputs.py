@@ -65,7 +65,9 @@ class _Biases(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.ones(5, 2))
         self.blocks = nn.ModuleList(self.block() for _ in range(2))
         self.bias_gate = nn.Linear(4, 3)
-        self.gates = nn.ModuleDict({"bias": nn.Linear(3, 3), "bias_gate": nn.Linear(3, 2)})
+        self.gates = nn.ModuleDict(
+            {"bias": nn.Linear(3, 3), "bias_gate": nn.Linear(3, 2), "bias_norm": nn.LayerNorm(2)}
+        )
         self.tied = nn.Linear(3, 3)
         self.tied.register_parameter("bias", self.gates.get_parameter("bias.bias"))
         self.norm = nn.BatchNorm1d(4)
