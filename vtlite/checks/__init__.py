@@ -7,33 +7,27 @@ found, where they differ first, and the likely mistake.
 """
 
 from vtlite.checks.base import CheckFailed
-from vtlite.checks.custom_ops import (
-    attention_fake,
-    kd_gradient,
-    kron_backward,
-    lora_linear_backward,
-    online_attention,
-    tile_places,
-)
-from vtlite.checks.fine_tuning import (
-    cached_features,
-    count_vit,
-    freeze_except,
-    l2_sp_penalty,
-    layerwise_lrs,
-    lp_ft_lrs,
-    wise_ft,
-)
-from vtlite.checks.parameter_tuning import (
-    bitfit,
-    count_updates,
-    dylora_forward,
-    kron_forward,
-    lora_forward,
-    lora_merge,
-    private_gradient,
-    ssf_merge,
-)
+from vtlite.checks.e2_1_freeze_except import freeze_except
+from vtlite.checks.e2_2_cached_features import cached_features
+from vtlite.checks.e2_3_layerwise_lrs import layerwise_lrs
+from vtlite.checks.e2_4_l2_sp_penalty import l2_sp_penalty
+from vtlite.checks.e2_5_lp_ft_lrs import lp_ft_lrs
+from vtlite.checks.e2_6_wise_ft import wise_ft
+from vtlite.checks.e2_7_count_vit import count_vit
+from vtlite.checks.e5_1_bitfit import bitfit
+from vtlite.checks.e5_2_lora_forward import lora_forward
+from vtlite.checks.e5_3_lora_merge import lora_merge
+from vtlite.checks.e5_4_kron_forward import kron_forward
+from vtlite.checks.e5_5_count_updates import count_updates
+from vtlite.checks.e5_6_ssf_merge import ssf_merge
+from vtlite.checks.e5_7_dylora_forward import dylora_forward
+from vtlite.checks.e5_8_private_gradient import private_gradient
+from vtlite.checks.e7_1_lora_linear_backward import lora_linear_backward
+from vtlite.checks.e7_2_attention_fake import attention_fake
+from vtlite.checks.e7_3_tile_places import tile_places
+from vtlite.checks.e7_4_online_attention import online_attention
+from vtlite.checks.e7_5_kd_gradient import kd_gradient
+from vtlite.checks.e7_6_kron_backward import kron_backward
 
 __all__ = [
     "CheckFailed",

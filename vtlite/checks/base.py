@@ -3,17 +3,22 @@ recognises it, the mistake."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from vtlite.checks.guess import guess
 
 
 class CheckFailed(AssertionError):
     """What a check found: expected, found, and the likely mistake."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the message, and no line of the check."""
+        return [str(self)]
 
 
 def passed(exercise: str, *verified: str) -> None:
@@ -44,40 +49,47 @@ def same(
     `mistakes` maps a sentence to the value that this mistake would give; the first one that `found`
     equals is named. Raises `CheckFailed`.
     """
-    difference = _difference(found, expected, tolerance)
-    if difference:
+    what_differs = difference(found, expected, tolerance)
+    if what_differs:
         likely = next(
             (
                 sentence
                 for sentence, wrong in (mistakes or {}).items()
-                if not _difference(found, wrong, tolerance)
+                if not difference(found, wrong, tolerance)
             ),
             "",
         )
-        fail(f"{what}: {difference}", likely)
+        likely = likely or guess(found, expected)
+        fail(f"{what}: {what_differs}", likely)
 
 
-def _difference(found: Any, expected: Any, tolerance: float) -> str:
+def difference(found: Any, expected: Any, tolerance: float) -> str:
     """The first difference in words, or nothing."""
     if isinstance(expected, dict):
         return _dict_difference(found, expected, tolerance)
     if not isinstance(expected, Tensor):
         if isinstance(found, Tensor) and found.ndim == 0:
             found = found.item()
+        if isinstance(found, np.generic | np.ndarray) and found.ndim == 0:
+            found = found.item()
         if isinstance(found, bool) or not isinstance(found, int | float):
-            return f"expected a number, found {type(found).__name__}"
+            return f"expected a number, found {_kind(found)}"
+        if isinstance(expected, int) and isinstance(found, float) and not found.is_integer():
+            return f"expected the whole number {expected}, found {found:.6g}"
         return (
             ""
             if abs(found - expected) <= tolerance * max(1e-8, abs(expected))
             else f"expected {expected:.6g}, found {found:.6g}"
         )
     if not isinstance(found, Tensor):
-        return f"expected a tensor, found {type(found).__name__}"
+        return f"expected a tensor, found {_kind(found)}"
     if found.shape != expected.shape:
         return f"expected shape {list(expected.shape)}, found {list(found.shape)}"
     if found.dtype != expected.dtype:
         return f"expected {expected.dtype}, found {found.dtype}"
     a, b = found.detach(), expected.detach()
+    if b.dtype in (torch.bfloat16, torch.float16):
+        tolerance = max(tolerance, 2e-2)
     near = torch.isclose(
         a,
         b,
@@ -93,9 +105,15 @@ def _difference(found: Any, expected: Any, tolerance: float) -> str:
     )
 
 
+def _kind(found: Any) -> str:
+    return "None: the function returns nothing" if found is None else type(found).__name__
+
+
 def _dict_difference(found: Any, expected: dict[Any, Any], tolerance: float) -> str:
     if not isinstance(found, dict):
-        return f"expected a dict, found {type(found).__name__}"
+        return f"expected a dict, found {_kind(found)}"
+    if not all(isinstance(key, str) for key in found):
+        return f"expected the keys {sorted(expected)}, found some that are no strings"
     if found.keys() != expected.keys():
         missing, extra = (
             sorted(expected.keys() - found.keys()),
@@ -106,9 +124,14 @@ def _dict_difference(found: Any, expected: dict[Any, Any], tolerance: float) -> 
             f" {f'no {missing[0]!r}' if missing else f'also {extra[0]!r}'}"
         )
     for key, value in expected.items():
-        if difference := _difference(found[key], value, tolerance):
-            return f"{key!r}: {difference}"
+        if what := difference(found[key], value, tolerance):
+            return f"{key!r}: {what}"
     return ""
+
+
+def plain(returned: Any) -> Any:
+    """An array or a tensor of numbers as a list, anything else as it is."""
+    return returned.tolist() if isinstance(returned, np.ndarray | Tensor) else returned
 
 
 def randn(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
@@ -130,41 +153,3 @@ def untouched(given: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None
 def copies(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What `untouched` compares with afterwards."""
     return {name: t.clone() for name, t in given.items()}
-
-
-class _Largest(TorchDispatchMode):
-    """Watches every operation and remembers the largest tensor that is computed; views and copies
-    are none."""
-
-    COPIES = (torch.ops.aten.clone.default, torch.ops.aten._to_copy.default)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shape: list[int] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        inputs = {t.untyped_storage().data_ptr() for t in args if isinstance(t, Tensor)}
-        for t in () if func in self.COPIES else out if isinstance(out, tuple | list) else [out]:
-            if (
-                isinstance(t, Tensor)
-                and t.untyped_storage().data_ptr() not in inputs
-                and t.numel() > math.prod(self.shape or [0])
-            ):
-                self.shape = list(t.shape)
-        return out
-
-
-def stays_small(
-    student: Callable[..., Any], arguments: dict[str, Any], limit: int, likely: str
-) -> None:
-    """Fail where `student` computes a tensor of `limit` numbers or more on its way, whatever it
-    returns."""
-    with _Largest() as largest:
-        student(*arguments.values())
-    expect(
-        math.prod(largest.shape) < limit,
-        f"expected no tensor of {limit} numbers or more on the way, found one of shape"
-        f" {largest.shape}",
-        likely,
-    )

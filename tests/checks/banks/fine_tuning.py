@@ -238,7 +238,7 @@ def schedule_in_one(step: int, probe_steps: int, total_steps: int, lr: float) ->
 def mix(
     a: Any = lambda x: 1 - x,
     b: Any = lambda x: x,
-    counter: Any = lambda s, t, x: t,
+    counter: Any = lambda s, t, x: t.clone(),
     skip: str = "",
     tuned_only: str = "",
     inplace: bool = False,

@@ -1,0 +1,139 @@
+"""Inputs that are code: networks in small, and blocks that come one by one. An answer runs them; it
+runs nothing else of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from vtlite.checks.base import expect
+
+
+class _Toy(nn.Module):
+    """A backbone in small: names like a ViT's, one buffer, dropout and a batch norm, so that train
+    and eval mode differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[int] = []  # the batches that came
+        self.graph = False  # whether one came with a graph
+        self.cls_token = nn.Parameter(torch.ones(5))
+        self.patch_embed = nn.ModuleDict(
+            {"proj": nn.Conv2d(3, 5, 2, 2), "norm": nn.LayerNorm(5), "head": nn.Linear(5, 5)}
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(5, 5), nn.Dropout(0.5), nn.Linear(5, 5)) for _ in range(11)
+        )
+        tied = self.blocks.get_submodule("1.0").get_parameter("weight")
+        self.blocks.get_submodule("1.2").register_parameter("weight", tied)
+        self.blocks_1 = nn.Linear(5, 5)
+        self.overhead = nn.Linear(5, 3)
+        self.norm_pre = nn.LayerNorm(5)
+        self.pre_norm = nn.LayerNorm(5)
+        self.norm = nn.BatchNorm1d(5)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls.append(len(images))
+        x = self.patch_embed["proj"](images).mean(dim=(2, 3)) + self.cls_token
+        x = self.pre_norm(self.patch_embed["head"](self.patch_embed["norm"](x)))
+        for block in self.blocks:
+            x = x + block(x)
+        x = self.norm(x)
+        self.graph |= x.requires_grad
+        return x
+
+
+def toy_backbone(seed: int = 0) -> _Toy:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        toy = _Toy()
+        for parameter in toy.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        toy.norm.running_mean = torch.randn(5)
+    return toy
+
+
+class _Biases(nn.Module):
+    """Everything that looks like a bias and is none, and biases of all kinds of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, 4, 2)
+        self.relative_position_bias_table = nn.Parameter(torch.ones(5, 2))
+        self.blocks = nn.ModuleList(self.block() for _ in range(2))
+        self.bias_gate = nn.Linear(4, 3)
+        self.gates = nn.ModuleDict(
+            {"bias": nn.Linear(3, 3), "bias_gate": nn.Linear(3, 2), "bias_norm": nn.LayerNorm(2)}
+        )
+        self.tied = nn.Linear(3, 3)
+        self.tied.register_parameter("bias", self.gates.get_parameter("bias.bias"))
+        self.norm = nn.BatchNorm1d(4)
+        self.alpha = nn.Parameter(torch.ones(3))
+        self.temperature = nn.Parameter(torch.tensor(2.0))
+        self.head = nn.Linear(4, 6)
+
+    @staticmethod
+    def block() -> nn.Module:
+        block = nn.ModuleDict(
+            {"norm1": nn.LayerNorm(4), "qkv": nn.Linear(4, 12), "proj": nn.Linear(4, 4, bias=False)}
+        )
+        block.register_parameter("position_bias", nn.Parameter(torch.ones(7)))
+        return block
+
+
+def strided(t: Tensor) -> Tensor:
+    """The same values, cut out of larger memory, so that no two dimensions lie in a row there."""
+    if t.ndim == 0:
+        return t.clone()
+    wide = t.new_zeros([*(n + 1 for n in t.shape[:-1]), 2 * t.shape[-1] + 1])
+    cut = wide[tuple(slice(1, None) for _ in t.shape[:-1])][..., 1::2]
+    return cut.copy_(t)
+
+
+class Blocks:
+    """Scores [..., R, S] and values [..., S, e] in blocks, once. What was handed out is gone when
+    the next block comes."""
+
+    def __init__(
+        self, scores: Tensor, values: Tensor, sizes: tuple[int, ...], cut: bool = False
+    ) -> None:
+        self.cut = cut  # whether the blocks lie apart in larger memory
+        self.scores, self.values, self.sizes, self.seen, self.asked, self.written = (
+            scores,
+            values,
+            sizes,
+            0,
+            0,
+            False,
+        )
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.asked += 1
+        expect(
+            self.asked == 1,
+            "expected one pass over the blocks, found a second",
+            "you go through the blocks twice, once for the maximum; "
+            "carry the maximum along, and correct what you have when it rises",
+        )
+        return self.generate()
+
+    def generate(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for s, v in zip(
+            self.scores.split(self.sizes, -1), self.values.split(self.sizes, -2), strict=True
+        ):
+            handed = (strided(s), strided(v)) if self.cut else (s.clone(), v.clone())
+            self.seen += 1
+            yield handed
+            self.written |= not (torch.equal(handed[0], s) and torch.equal(handed[1], v))
+            for t in handed:
+                t.fill_(torch.nan)
+
+
+def toy_biases() -> nn.Module:
+    """A network with biases of all kinds, and names that only look like one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _Biases()
