@@ -10,9 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vtlite.checks.guess import guess
+
 
 class CheckFailed(AssertionError):
     """What a check found: expected, found, and the likely mistake."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the message, and no line of the check."""
+        return [str(self)]
 
 
 def passed(exercise: str, *verified: str) -> None:
@@ -53,6 +59,7 @@ def same(
             ),
             "",
         )
+        likely = likely or guess(found, expected)
         fail(f"{what}: {what_differs}", likely)
 
 
@@ -105,6 +112,8 @@ def _kind(found: Any) -> str:
 def _dict_difference(found: Any, expected: dict[Any, Any], tolerance: float) -> str:
     if not isinstance(found, dict):
         return f"expected a dict, found {_kind(found)}"
+    if not all(isinstance(key, str) for key in found):
+        return f"expected the keys {sorted(expected)}, found some that are no strings"
     if found.keys() != expected.keys():
         missing, extra = (
             sorted(expected.keys() - found.keys()),
@@ -118,6 +127,11 @@ def _dict_difference(found: Any, expected: dict[Any, Any], tolerance: float) -> 
         if what := difference(found[key], value, tolerance):
             return f"{key!r}: {what}"
     return ""
+
+
+def plain(returned: Any) -> Any:
+    """An array or a tensor of numbers as a list, anything else as it is."""
+    return returned.tolist() if isinstance(returned, np.ndarray | Tensor) else returned
 
 
 def randn(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:

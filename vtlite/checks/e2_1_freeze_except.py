@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import nn
 
@@ -31,8 +33,15 @@ def _freeze_case(student: Answer, model: nn.Module, prefixes: tuple[str, ...]) -
             "you compare the start of the name only, so that blocks.10 counts as blocks.1: a prefix ends at a dot": (
                 flags == loose
             ),
+            "in a regular expression a dot stands for any letter: use re.escape, or startswith": (
+                flags
+                == {
+                    name: any(re.match(rf"{prefix}(\.|$)", name) for prefix in prefixes)
+                    for name in flags
+                }
+            ),
             "you look for the prefix anywhere in the name; it has to be at the start and end at a dot": (
-                flags == anywhere
+                flags == anywhere or all(anywhere[n] and not loose[n] and flags[n] for n in wrong)
             ),
             "you froze the named parts and train the others: turn it round": (
                 flags == {n: not inside(n) for n in flags}
@@ -61,6 +70,11 @@ def _freeze_case(student: Answer, model: nn.Module, prefixes: tuple[str, ...]) -
         {
             "you return how many tensors train; count their elements with numel()": sum(
                 map(inside, flags)
+            ),
+            "a tied parameter has two names and is one: it counts once": sum(
+                p.numel()
+                for name, p in model.named_parameters(remove_duplicate=False)
+                if inside(name)
             ),
             "you count all parameters; count only those that train": sum(
                 p.numel() for p in model.parameters()

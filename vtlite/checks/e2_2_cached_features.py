@@ -11,9 +11,8 @@ from vtlite.checks.base import expect, passed, same
 from vtlite.checks.harness import (
     Answer,
     check,
-    strided,
 )
-from vtlite.checks.inputs import toy_backbone
+from vtlite.checks.inputs import strided, toy_backbone
 
 
 def _features_case(
@@ -45,8 +44,7 @@ def _features_case(
     expect(
         bool(calls) or not count,
         "expected the backbone to be called, found no call",
-        "features belong to this backbone and these images: keep nothing between calls, and call"
-        " backbone(batch), not its forward",
+        "features belong to this backbone and these images: keep nothing between calls",
     )
     whole = count - count % batch_size
     same(
@@ -66,8 +64,8 @@ def _features_case(
     )
     expect(
         not graph,
-        "expected the backbone to run without a graph, found the grad mode on",
-        "detach alone comes too late, as the graph of a batch is built first: torch.no_grad()",
+        "expected the backbone to run without a graph, found one built",
+        " torch.no_grad()",
     )
     expect(
         max(calls) <= batch_size,
@@ -110,7 +108,6 @@ def cached_features(student: Answer) -> None:
     ):
         _features_case(student, count, batch_size, seed, training)
     _features_case(student, 7, 3, 6, True, strided)
-    _features_case(student, 4, 3, 7, True, lambda images: images.clone().requires_grad_())
     passed(
         "cached_features",
         "values in eval mode",

@@ -20,7 +20,7 @@ def layerwise_lrs(student: Answer) -> None:
     passed(
         "layerwise_lrs",
         "every layer of 12 and of 3 blocks",
-        "embedding, final norm and head",
+        "embedding and final norm and head",
         "block numbers of two digits",
     )
 

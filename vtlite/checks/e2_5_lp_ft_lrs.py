@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vtlite.checks.base import expect, passed, same
+from vtlite.checks.base import expect, passed, plain, same
 from vtlite.checks.harness import (
     Answer,
     check,
@@ -22,7 +22,7 @@ def lp_ft_lrs(student: Answer) -> None:
         "lp_ft_lrs",
         "every step of five schedules",
         "the boundary between the parts",
-        "no probe at all, and nothing else",
+        "no probe or nothing else",
     )
 
 
@@ -39,7 +39,7 @@ def _lp_ft_case(student: Answer, step: int, probe: int, total: int, lr: float) -
         return pair(0.0, cosine(step / probe)) if step < probe else pair(second, second)
 
     expected = both(cosine((step - probe) / max(1, total - probe)))
-    returned = student(step, probe, total, lr)
+    returned = plain(student(step, probe, total, lr))
     expect(
         isinstance(returned, tuple | list) and len(returned) == 2,
         f"expected two numbers, found {returned!r}",

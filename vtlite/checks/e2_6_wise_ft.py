@@ -9,8 +9,8 @@ from vtlite.checks.base import expect, passed, same
 from vtlite.checks.harness import (
     Answer,
     check,
-    strided,
 )
+from vtlite.checks.inputs import strided
 
 
 @check
@@ -21,7 +21,7 @@ def wise_ft(student: Answer) -> None:
     passed(
         "wise_ft",
         "four values of alpha",
-        "counters, masks and every type",
+        "counters and masks of every type",
         "all keys",
         "arguments untouched",
         "new tensors",

@@ -101,6 +101,11 @@ def _bitfit_case(student: Answer, model: nn.Module, frozen: str) -> None:
             "you return how many tensors train; count their elements with numel()": sum(
                 map(bias, flags)
             ),
+            "a tied bias has two names and is one: it counts once": sum(
+                p.numel()
+                for name, p in model.named_parameters(remove_duplicate=False)
+                if bias(name)
+            ),
             "you count all parameters; count only those that train": sum(
                 p.numel() for p in model.parameters()
             ),

@@ -30,6 +30,7 @@ def lora_forward(student: Answer) -> None:
         (0, (2, 3), 4, 5, 2, 3.0),
         (1, (1,), 7, 3, 3, 0.5),
         (2, (), 5, 6, 1, -4.0),
+        (4, (2, 1, 3), 3, 4, 2, 1.5),
     ):
         x, weight, bias, A, B = randn(seed, (*lead, K), (N, K), (N,), (r, K), (N, r))
         arguments: dict[str, Any] = {
@@ -83,7 +84,8 @@ def lora_forward(student: Answer) -> None:
         "lora_forward",
         "values for any leading shape and strides",
         "the scale alpha / r",
-        "gradients of A, B and x",
+        "gradients of A and B and x",
         "B A never formed",
+        "any device",
         "arguments untouched",
     )

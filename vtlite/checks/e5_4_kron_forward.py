@@ -24,6 +24,7 @@ def kron_forward(student: Answer) -> None:
         (1, (2, 3), 2, 3, 4, 5),
         (2, (1,), 4, 1, 2, 3),
         (3, (), 1, 5, 3, 2),
+        (5, (2, 1, 3), 2, 3, 3, 2),
     )
     for seed, lead, a, p, b, q in cases:
         x, A, B = randn(seed, (*lead, p * q), (a, p), (b, q))
@@ -76,6 +77,7 @@ def kron_forward(student: Answer) -> None:
         "values entry by entry",
         "rows and columns of both factors",
         "any leading shape and strides",
-        "gradients of A, B and x",
+        "gradients of A and B and x",
         "the matrix never formed",
+        "any device",
     )

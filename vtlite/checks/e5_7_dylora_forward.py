@@ -58,6 +58,7 @@ def dylora_forward(student: Answer) -> None:
         (1, (1,), 3, 5, 4, 1, 1.5),
         (2, (5,), 6, 3, 3, 3, -4.0),
         (3, (), 5, 4, 6, 2, 8.0),
+        (4, (2, 1, 3), 3, 4, 5, 4, 1.5),
     )
     for seed, lead, N, K, r, b, alpha in cases:
         x, weight, bias, A, B = randn(seed, (*lead, K), (N, K), (N,), (r, K), (N, r))
@@ -116,10 +117,11 @@ def dylora_forward(student: Answer) -> None:
     _second_step(student)
     passed(
         "dylora_forward",
-        "the first b ranks, for any strides",
+        "the first b ranks for any strides",
         "the scale alpha / b",
-        "gradients of rank b alone, step after step",
+        "gradients of rank b alone step after step",
         "the gradient of x",
+        "any device",
         "arguments untouched",
     )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vtlite.checks.base import copies, expect, passed, randn, same, untouched
 from vtlite.checks.harness import (
-    NO_TYPES,
+    VALUES_ONLY,
     Answer,
     check,
     lives,
@@ -35,10 +35,11 @@ def private_gradient(student: Answer) -> None:
         _private_case(student, per_sample, R, noise, sigma)
     passed(
         "private_gradient",
-        "each sample clipped, short ones untouched",
-        "noise once, sigma times the norm",
+        "each sample clipped and short ones untouched",
+        "noise once and sigma times the norm",
         "the mean over the batch",
         "a sample without a gradient",
+        "any device",
         "arguments untouched",
     )
 
@@ -139,5 +140,5 @@ def _private_case(
         student,
         naive,
         {"per_sample": per_sample, "max_norm": R, "noise": noise, "sigma": sigma},
-        without=NO_TYPES,
+        without=VALUES_ONLY,
     )

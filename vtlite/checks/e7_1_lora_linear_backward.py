@@ -8,6 +8,7 @@ from torch import Tensor
 from vtlite.checks.base import passed, randn, same
 from vtlite.checks.gradients import autograd, by_hand
 from vtlite.checks.harness import (
+    AUTOGRAD_OFF,
     Answer,
     check,
     lives,
@@ -45,6 +46,7 @@ def lora_linear_backward(student: Answer) -> None:
         student,
         _naive,
         {"dy": dy, "x": x, "weight": weight, "A": A, "B": B, "scale": -1.5},
+        without=AUTOGRAD_OFF,
         reads=False,
     )
     passed(

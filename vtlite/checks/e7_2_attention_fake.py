@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtlite.checks.base import expect, fail, passed
+from vtlite.checks.base import expect, passed
 from vtlite.checks.harness import (
     Answer,
     check,
@@ -31,8 +31,8 @@ def attention_fake(student: Answer) -> None:
         "both shapes",
         "both types",
         "contiguous",
-        "the device, on meta tensors",
-        "nothing computed, read or written",
+        "the device on meta tensors",
+        "nothing computed or read or written",
     )
 
 
@@ -53,17 +53,14 @@ def _fake_case(
         for n, w in ((N, d), (S, d), (S, e))
     )
     case = f"for q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}, {dtype}, on {device}"
+    if device == "meta":
+        student.hint = (
+            "there are no values to read while a program is traced: item, float, if and a copy to"
+            " the CPU are out"
+        )
     with Operations() as operations:
-        try:
-            returned = student(q, k, v)
-        except RuntimeError as error:
-            if device == "cpu":
-                raise
-            fail(
-                f"expected it to run on meta tensors, found {str(error).splitlines()[0]}",
-                "there are no values to read while a program is traced: item, float, if and a copy"
-                " to the CPU are out",
-            )
+        returned = student(q, k, v)
+    student.hint = ""
     fills = (
         "zeros",
         "ones",

@@ -14,7 +14,6 @@ from vtlite.checks.harness import (
     Answer,
     check,
     stays_small,
-    strided,
 )
 from vtlite.checks.inputs import Blocks
 from vtlite.checks.watch import numbers
@@ -98,10 +97,9 @@ def online_attention(student: Answer) -> None:
         _online_case(student, scores, values, sizes, likely)
     for levels, case in _LEVELS.items():
         _level_case(student, levels, case)
-    scores, values = (strided(t) for t in randn(11, (2, 3, 9), (2, 9, 2)))
-    _online_case(student, scores, values, (4, 1, 4), "a block may be transposed or cut")
+    scores, values = randn(11, (2, 3, 9), (2, 9, 2))
+    _online_case(student, scores, values, (4, 1, 4), "a block may be transposed or cut", cut=True)
     scores, values = randn(9, (2, 4, 60), (2, 60, 3))
-    _keeps_sums(student)
     stays_small(
         lambda scores, values: student(Blocks(scores, values, (10,) * 6)),
         {"scores": scores, "values": values},
@@ -109,13 +107,14 @@ def online_attention(student: Answer) -> None:
         "you collect the blocks and join them, so the whole row is there again; carry maximum, sum"
         " and weighted sum",
     )
+    _keeps_sums(student)
     passed(
         "online_attention",
         "values against the whole row",
         "uneven blocks",
-        "large, small, rising and falling scores",
+        "large and small and rising and falling scores",
         "masked blocks and rows",
-        "one pass, with nothing kept but sums",
+        "one pass with nothing kept but sums",
         "blocks untouched",
     )
 
@@ -137,7 +136,7 @@ def _keeps_sums(student: Answer) -> None:
         with torch.no_grad():
             kept.append(numbers(student, Blocks(scores, values, (10,) * count)).kept)
     expect(
-        kept[1] <= 1.1 * kept[0],
+        kept[1] <= kept[0],
         f"expected no more memory for 12 blocks than for 6, found {kept[1]} numbers at once and"
         f" {kept[0]}",
         "you collect the blocks, or copies of them, so the whole row is there again; carry maximum,"
@@ -146,9 +145,14 @@ def _keeps_sums(student: Answer) -> None:
 
 
 def _online_case(
-    student: Answer, scores: Tensor, values: Tensor, sizes: tuple[int, ...], likely: str
+    student: Answer,
+    scores: Tensor,
+    values: Tensor,
+    sizes: tuple[int, ...],
+    likely: str,
+    cut: bool = False,
 ) -> None:
-    blocks = Blocks(scores, values, sizes)
+    blocks = Blocks(scores, values, sizes, cut)
     found = student(blocks)
     s, v = scores.double(), values.double()
 

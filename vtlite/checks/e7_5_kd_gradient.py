@@ -8,6 +8,7 @@ from torch import Tensor
 from vtlite.checks.base import passed, randn, same
 from vtlite.checks.gradients import autograd, by_hand, finite
 from vtlite.checks.harness import (
+    AUTOGRAD_OFF,
     Answer,
     check,
     lives,
@@ -40,20 +41,21 @@ def kd_gradient(student: Answer) -> None:
     ):
         z, t = (size * logits.to(dtype) for logits in randn(seed, shape, shape))
         _kd_case(student, z, t, T, large=size > 100)
-    for shape in ((2, 3, 4), (1, 5), (3, 1)):
-        z, t = randn(5, shape, shape)
+    for sizes in ((2, 3, 4), (1, 5), (3, 1), (2, 3, 1, 5)):
+        z, t = randn(5, sizes, sizes)
         lives(
             student,
             lambda z, t, T: autograd(
                 lambda z, t: _kd(z, t, T), torch.ones(()), {"z": z, "t": t}, "z"
             )[0],
             {"student": z, "teacher": t, "temperature": 3.0},
+            without=AUTOGRAD_OFF,
             reads=False,
         )
     passed(
         "kd_gradient",
         "values for five temperatures",
-        "mean over all rows, for any strides",
+        "mean over all rows for any strides",
         "large logits",
         "no autograd",
         "type and device",

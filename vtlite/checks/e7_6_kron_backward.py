@@ -8,6 +8,7 @@ from torch import Tensor
 from vtlite.checks.base import passed, randn, same
 from vtlite.checks.gradients import autograd, by_hand
 from vtlite.checks.harness import (
+    AUTOGRAD_OFF,
     Answer,
     check,
     lives,
@@ -26,6 +27,7 @@ def kron_backward(student: Answer) -> None:
         (2, (1,), 4, 1, 2, 3, torch.float32),
         (3, (), 1, 5, 3, 2, torch.float32),
         (4, (4,), 2, 2, 3, 3, torch.float32),
+        (7, (2, 1, 3), 2, 3, 3, 2, torch.float32),
     ):
         dy, x, A, B = (
             t.to(dtype) for t in randn(seed, (*lead, a * b), (*lead, p * q), (a, p), (b, q))
@@ -45,6 +47,7 @@ def kron_backward(student: Answer) -> None:
         student,
         lambda dy, x, A, B: autograd(kron, dy, {"x": x, "A": A, "B": B}, "x A B"),
         {"dy": dy, "x": x, "A": A, "B": B},
+        without=AUTOGRAD_OFF,
         reads=False,
     )
     passed(

@@ -8,8 +8,10 @@ other way that the text promises; a life that does not apply is named `without` 
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import re
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from vtlite.checks.base import CheckFailed, difference, expect, fail, randn, same
 from vtlite.checks.errors import own_line, sentence
+from vtlite.checks.inputs import strided
 from vtlite.checks.watch import Calls, Operations, code_of, numbers
 
 _DETACHED = "something detached it (detach, item, data or no_grad), so it would never train"
@@ -30,7 +33,7 @@ _GLOBALS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "the choice of deterministic algorithms": (
         torch.are_deterministic_algorithms_enabled,
-        torch.use_deterministic_algorithms,
+        lambda on: torch.use_deterministic_algorithms(on, warn_only=True),
     ),
 }
 
@@ -49,10 +52,18 @@ class Answer:
 
     def __call__(self, *arguments: Any) -> Any:
         before = {name: read() for name, (read, _) in _GLOBALS.items()}
+        tensors = [t for t in tree_leaves(arguments) if isinstance(t, Tensor)]
+        flags = [t.requires_grad for t in tensors]
         calls = Calls(self.function)
         try:
             with calls:
-                return self.function(*arguments)
+                returned = self.function(*arguments)
+            if returned is None and _is_empty(self.code):
+                fail(
+                    "expected an answer, found an empty function",
+                    "the exercise is not written yet",
+                )
+            return returned
         except CheckFailed:
             raise
         except Exception as error:
@@ -70,12 +81,23 @@ class Answer:
             for name in changed:
                 _GLOBALS[name][1](before[name])
             _honest(calls, self.by_hand)
+            if flags != [t.requires_grad for t in tensors]:
+                fail(
+                    "expected requires_grad of the arguments as it was, found it changed",
+                    "you set requires_grad of a tensor that you were given; detach() or clone() it",
+                )
             if changed:
                 fail(
                     f"expected {changed[0]} of PyTorch to stay as it was, found it changed",
                     "you set it for everything that comes after: use a with block, which sets it"
                     " back",
                 )
+
+
+def _is_empty(code: types.CodeType | None) -> bool:
+    """Whether a function has no body but its docstring."""
+    idle = {"RESUME", "NOP", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST"}
+    return code is not None and {step.opname for step in dis.get_instructions(code)} <= idle
 
 
 def _honest(calls: Calls, by_hand: bool) -> None:
@@ -111,32 +133,28 @@ def check(function: Callable[[Any], None]) -> Callable[[Callable[..., Any]], Non
             raise failed.with_traceback(None) from None
 
     # Without a file there is no source of the check for a traceback to print.
-    run.__code__ = run.__code__.replace(co_filename="<check>")
+    bare: Any = run
+    bare.__code__ = bare.__code__.replace(co_filename="<check>")
     return run
 
 
 @contextlib.contextmanager
 def _own_state() -> Iterator[None]:
     default = torch.get_default_dtype()
+    deterministic = torch.are_deterministic_algorithms_enabled()
     torch.set_default_dtype(torch.float32)
+    # Memory that is reserved and not written is then filled with nan, and is seen.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             yield
     finally:
         torch.set_default_dtype(default)
+        torch.use_deterministic_algorithms(deterministic)
 
 
 # The lives
 # -------------------------------------------------------------------------------------------------
-def strided(t: Tensor) -> Tensor:
-    """The same values in memory that is transposed, cut and begins later."""
-    if t.ndim == 0:
-        return t.clone()
-    wide = t.new_empty((*reversed(t.shape[:-1]), 2 * t.shape[-1] + 1)).movedim(-1, 0)
-    cut = wide.permute(*range(wide.ndim - 1, -1, -1))[..., 1::2]
-    return cut.copy_(t)
-
-
 def _expanded(t: Tensor) -> Tensor:
     return t[:1].expand_as(t) if t.ndim else t
 
@@ -191,6 +209,13 @@ LIVES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], Any], str]] = {
 
 _UNSAID = "the text does not speak of types"
 NO_TYPES = {"float64": _UNSAID, "bfloat16": _UNSAID}
+
+VALUES_ONLY = NO_TYPES | {
+    "arguments that require a gradient": "the text speaks of values, not of gradients"
+}
+AUTOGRAD_OFF = {
+    "arguments that require a gradient": "a gradient written out runs where autograd is off"
+}
 
 
 def lives(

@@ -26,7 +26,8 @@ class _Toy(nn.Module):
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(5, 5), nn.Dropout(0.5), nn.Linear(5, 5)) for _ in range(11)
         )
-        self.blocks[1][2].weight = self.blocks[1][0].weight  # tied
+        tied = self.blocks.get_submodule("1.0").get_parameter("weight")
+        self.blocks.get_submodule("1.2").register_parameter("weight", tied)
         self.blocks_1 = nn.Linear(5, 5)
         self.overhead = nn.Linear(5, 3)
         self.norm_pre = nn.LayerNorm(5)
@@ -36,12 +37,13 @@ class _Toy(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         self.calls.append(len(images))
-        self.graph |= torch.is_grad_enabled()
         x = self.patch_embed["proj"](images).mean(dim=(2, 3)) + self.cls_token
         x = self.pre_norm(self.patch_embed["head"](self.patch_embed["norm"](x)))
         for block in self.blocks:
             x = x + block(x)
-        return self.norm(x)
+        x = self.norm(x)
+        self.graph |= x.requires_grad
+        return x
 
 
 def toy_backbone(seed: int = 0) -> _Toy:
@@ -63,10 +65,13 @@ class _Biases(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.ones(5, 2))
         self.blocks = nn.ModuleList(self.block() for _ in range(2))
         self.bias_gate = nn.Linear(4, 3)
-        self.gates = nn.ModuleDict({"bias": nn.Linear(3, 3), "bias_gate": nn.Linear(3, 2)})
+        self.gates = nn.ModuleDict(
+            {"bias": nn.Linear(3, 3), "bias_gate": nn.Linear(3, 2), "bias_norm": nn.LayerNorm(2)}
+        )
         self.tied = nn.Linear(3, 3)
-        self.tied.bias = self.gates["bias"].bias
+        self.tied.register_parameter("bias", self.gates.get_parameter("bias.bias"))
         self.norm = nn.BatchNorm1d(4)
+        self.alpha = nn.Parameter(torch.ones(3))
         self.temperature = nn.Parameter(torch.tensor(2.0))
         self.head = nn.Linear(4, 6)
 
@@ -79,11 +84,23 @@ class _Biases(nn.Module):
         return block
 
 
+def strided(t: Tensor) -> Tensor:
+    """The same values, cut out of larger memory, so that no two dimensions lie in a row there."""
+    if t.ndim == 0:
+        return t.clone()
+    wide = t.new_zeros([*(n + 1 for n in t.shape[:-1]), 2 * t.shape[-1] + 1])
+    cut = wide[tuple(slice(1, None) for _ in t.shape[:-1])][..., 1::2]
+    return cut.copy_(t)
+
+
 class Blocks:
     """Scores [..., R, S] and values [..., S, e] in blocks, once. What was handed out is gone when
     the next block comes."""
 
-    def __init__(self, scores: Tensor, values: Tensor, sizes: tuple[int, ...]) -> None:
+    def __init__(
+        self, scores: Tensor, values: Tensor, sizes: tuple[int, ...], cut: bool = False
+    ) -> None:
+        self.cut = cut  # whether the blocks lie apart in larger memory
         self.scores, self.values, self.sizes, self.seen, self.asked, self.written = (
             scores,
             values,
@@ -107,7 +124,7 @@ class Blocks:
         for s, v in zip(
             self.scores.split(self.sizes, -1), self.values.split(self.sizes, -2), strict=True
         ):
-            handed = s.clone(), v.clone()
+            handed = (strided(s), strided(v)) if self.cut else (s.clone(), v.clone())
             self.seen += 1
             yield handed
             self.written |= not (torch.equal(handed[0], s) and torch.equal(handed[1], v))

@@ -360,7 +360,7 @@ def dylora(
     def answer(
         x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor, alpha: float, b: int
     ) -> Tensor:
-        own = torch.zeros(len(A)).index_fill_(0, torch.tensor([b - 1]), 1.0).bool()
+        own = torch.arange(len(A), device=A.device) == b - 1
         A_now = A if low_A else torch.where(own[:, None], A, A.detach())
         B_now = B if low_B else torch.where(own, B, B.detach())
         chosen = ranks(b, len(A))

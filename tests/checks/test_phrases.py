@@ -1,0 +1,258 @@
+"""Every phrase that a check says it verified has a wrong answer, and is caught in words of its
+own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from tests.checks.test_banks import BANKS
+from vtlite import checks
+
+RIGHT = {name: answers[0] for bank in BANKS for name, answers in bank.RIGHT.items()}
+WRONG = {name: cases for bank in BANKS for name, cases in bank.WRONG.items()}
+
+
+# Mistakes that any right answer can be given
+# -------------------------------------------------------------------------------------------------
+def on_cpu(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *given: tree_map(lambda t: t + torch.zeros(t.shape, dtype=t.dtype), right(*given))
+
+
+def views(right: Callable[..., Any]) -> Callable[..., Any]:
+    def answer(*given: Any) -> Any:
+        for t in given:
+            _ = t.view(-1) if isinstance(t, Tensor) else t
+        return right(*given)
+
+    return answer
+
+
+def writes(right: Callable[..., Any]) -> Callable[..., Any]:
+    def answer(*given: Any) -> Any:
+        found = right(*given)
+        if not given[0].requires_grad:
+            given[0].mul_(1.5)
+        return found
+
+    return answer
+
+
+def part(which: int, change: Callable[[Any], Any]) -> Callable[..., Any]:
+    """One of several results is wrong."""
+
+    def wrong(right: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(*given: Any) -> Any:
+            found = list(right(*given))
+            found[which] = change(found[which])
+            return tuple(found)
+
+        return answer
+
+    return wrong
+
+
+def added(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *given: tree_map(lambda t: t + 1, right(*given))
+
+
+def keeps_a_score(right: Callable[..., Any]) -> Callable[..., Any]:
+    def answer(blocks: Any) -> Tensor:
+        kept = []
+
+        def keeping() -> Any:
+            for scores, values in blocks:
+                kept.append(scores[..., :1].clone())
+                yield scores, values
+
+        return right(keeping())
+
+    return answer
+
+
+def with_extra_key(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *given: {**right(*given), "extra": torch.ones(1)}
+
+
+def where(bad: Callable[..., bool]) -> Callable[..., Any]:
+    """Right, but for some arguments."""
+    return lambda right: lambda *given: (added(right) if bad(*given) else right)(*given)
+
+
+BY_HAND = {"any leading shape and strides": views, "arguments untouched": writes}
+# exercise -> phrase -> the label of a wrong answer in the bank, or a mistake made above
+PHRASES: dict[str, dict[str, Any]] = {
+    "freeze_except": {
+        "flags of every parameter": "only ever freezes",
+        "prefixes that end at a dot": "start of the name only",
+        "the count": "counts tensors",
+        "values untouched": "sets values to zero",
+    },
+    "cached_features": {
+        "values in eval mode": "train mode",
+        "order and last batch": "drops the last batch",
+        "batch size": "all at once",
+        "no gradient": "with a graph",
+        "mode and statistics restored": "mode not restored",
+    },
+    "layerwise_lrs": {
+        "every layer of 12 and of 3 blocks": "a product",
+        "embedding and final norm and head": "tokens with the head",
+        "block numbers of two digits": "one digit",
+    },
+    "l2_sp_penalty": {
+        "the value for three strengths": "no alpha",
+        "matrices only": "biases too",
+        "its gradient": "detached",
+        "arguments untouched": "moves the start",
+    },
+    "lp_ft_lrs": {
+        "every step of five schedules": "stretched",
+        "the boundary between the parts": "boundary late",
+        "no probe or nothing else": where(lambda step, probe, total, lr: probe in (0, total)),
+    },
+    "wise_ft": {
+        "four values of alpha": "always the mean",
+        "counters and masks of every type": "averages the counter",
+        "all keys": with_extra_key,
+        "arguments untouched": "in place",
+        "new tensors": "its own arguments",
+    },
+    "count_vit": {
+        "parameters of three networks entry by entry": "no positions",
+        "operations as torch counts them": "multiply-adds",
+    },
+    "bitfit": {
+        "flags of every parameter": "only ever freezes",
+        "biases of layers and of norms": "no norms",
+        "names that only look like a bias": "ends in bias",
+        "the count": "counts tensors",
+        "values untouched": "sets biases to zero",
+    },
+    "lora_forward": {
+        "values for any leading shape and strides": views,
+        "the scale alpha / r": "scale alpha",
+        "gradients of A and B and x": "detached",
+        "B A never formed": "forms B A",
+        "any device": on_cpu,
+        "arguments untouched": writes,
+    },
+    "lora_merge": {
+        "the rows of q and k and v": "backwards",
+        "other rows unchanged": "all thirds",
+        "alpha / r with each one's own rank": "first rank for all",
+        "a new tensor": "the argument where nothing is to do",
+        "any device": on_cpu,
+        "arguments untouched": writes,
+    },
+    "kron_forward": {
+        "values entry by entry": "exchanged",
+        "rows and columns of both factors": "columns in",
+        "any leading shape and strides": views,
+        "gradients of A and B and x": "detached",
+        "the matrix never formed": "torch.kron",
+        "any device": on_cpu,
+    },
+    "count_updates": {
+        "LoRA": "lora: one factor",
+        "KronA": "krona: A alone",
+        "FacT-TT": "fact: no V",
+        "Compacter": "compacter: no biases",
+        "each on three networks": where(lambda D, L, r, a, n: D == 1024),
+    },
+    "ssf_merge": {
+        "linear layers": "along the inputs",
+        "LayerNorm": "norm's weight as it was",
+        "convolutions": where(lambda weight, *rest: weight.ndim == 4),
+        "a layer without a bias": "None stays None",
+        "any device": on_cpu,
+        "new tensors and arguments untouched": "its own argument",
+    },
+    "dylora_forward": {
+        "the first b ranks for any strides": views,
+        "the scale alpha / b": "scale alpha",
+        "gradients of rank b alone step after step": "ordinary LoRA",
+        "the gradient of x": "no graph below",
+        "any device": on_cpu,
+        "arguments untouched": writes,
+    },
+    "private_gradient": {
+        "each sample clipped and short ones untouched": "normalises",
+        "noise once and sigma times the norm": "no sigma",
+        "the mean over the batch": "a sum",
+        "a sample without a gradient": "zero over zero",
+        "any device": on_cpu,
+        "arguments untouched": writes,
+    },
+    "lora_linear_backward": {
+        "dx": "dx without the update",
+        "dA": part(1, lambda t: t + 1),
+        "dB": "dB is zero",
+        "the scale": "dx not scaled",
+        "B A never formed": "forms B A",
+        "type and device": on_cpu,
+        **BY_HAND,
+    },
+    "attention_fake": {
+        "both shapes": "v's rows",
+        "both types": "lse in half precision",
+        "contiguous": "empty_like",
+        "the device on meta tensors": "on the CPU",
+        "nothing computed or read or written": "computes",
+    },
+    "tile_places": {
+        "every tile of five tensors": "no program",
+        "the last tiles": "below M - 1",
+        "any strides": "contiguous",
+        "offsets beyond 2^31": "int32, converted too late",
+        "a mask of two conditions": "one mask for the offset",
+    },
+    "online_attention": {
+        "values against the whole row": "averages",
+        "uneven blocks": "last block only",
+        "large and small and rising and falling scores": "no maximum",
+        "masked blocks and rows": "masked blocks",
+        "one pass with nothing kept but sums": keeps_a_score,
+        "blocks untouched": "in place",
+    },
+    "kd_gradient": {
+        "values for five temperatures": "no T",
+        "mean over all rows for any strides": views,
+        "large logits": "exp of large logits",
+        "no autograd": "by autograd",
+        "type and device": on_cpu,
+        "arguments untouched": "in place",
+    },
+    "kron_backward": {
+        "dx": "dX by columns",
+        "dA": part(1, lambda t: t + 1),
+        "dB": part(2, lambda t: -t),
+        "the matrix never formed": "forms A (x) B",
+        "any type and device": on_cpu,
+        **BY_HAND,
+    },
+}
+
+
+def caught(name: str, phrase: str) -> str:
+    mistake = PHRASES[name][phrase]
+    wrong = WRONG[name][mistake][0] if isinstance(mistake, str) else mistake(RIGHT[name])
+    with pytest.raises(checks.CheckFailed) as error:
+        getattr(checks, name)(wrong)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", [name for name in checks.__all__ if name != "CheckFailed"])
+def test_each_phrase_is_caught_in_words_of_its_own(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    getattr(checks, name)(RIGHT[name])
+    said = capsys.readouterr().out.strip().split(" checks passed: ")[1].split(", ")
+    assert sorted(said) == sorted(PHRASES[name])
+    words = [caught(name, phrase) for phrase in PHRASES[name]]
+    assert len(set(words)) == len(words)
