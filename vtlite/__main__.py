@@ -4,6 +4,7 @@ bench-ops | networks | classroom`."""
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -211,6 +212,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a user's mistake prints one sentence and returns 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without a letter gets a "?" for it
+            stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     from vtlite.storage import VTError
 
@@ -227,6 +231,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
         return 0
+    except OSError as error:  # a folder that can't be made, a file that can't be read
+        print(f"error: {error}; check the path and its permissions", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -334,14 +341,15 @@ def _counted(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
+    from vtlite.arguments import whole
     from vtlite.bench import BENCHED, bench, costs, costs_markdown, entries_of, markdown, summary
     from vtlite.storage import unknown
 
     for task in arguments.task or ():
         if task not in BENCHED:
             raise unknown("task", task, BENCHED)
-    entries = entries_of(arguments.group)
-    runs = bench(arguments.results, arguments.workers, entries, tuple(arguments.task or BENCHED))
+    entries, workers = entries_of(arguments.group), whole("workers", arguments.workers)
+    runs = bench(arguments.results, workers, entries, tuple(arguments.task or BENCHED))
     rows = summary([run for run in runs if run["entry"] in entries])
     tables = {
         "accuracy": markdown(rows),
@@ -375,7 +383,11 @@ def _data(arguments: argparse.Namespace) -> None:
             print(_about_task(name))
         return
     from vtlite.plots import save_figure, show_task
+    from vtlite.storage import VTError
 
+    figure = arguments.figure
+    if figure is not None and figure.suffix not in (".png", ".svg", ".pdf"):
+        raise VTError(f"expected a figure that ends in .png, .svg or .pdf, found {figure.name}")
     task = load_task(arguments.task)
     path = (
         arguments.figure

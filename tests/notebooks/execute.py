@@ -13,6 +13,13 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[2]
 
 
+def stays(output: nbformat.NotebookNode) -> bool:
+    """Whether an output is of use on a page: warnings and widgets, which live in a kernel, are
+    not."""
+    widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    return output.get("name") != "stderr" and not widget
+
+
 def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
@@ -25,8 +32,7 @@ def execute(path: Path) -> None:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # time stamps
         if cell.cell_type == "code":
-            # Progress bars are of no use to a reader of the page and differ in every run.
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [output for output in cell.outputs if stays(output)]
     notebook.metadata.pop("widgets", None)
     nbformat.write(notebook, path)
     print(f"{path.name}: {time.perf_counter() - start:.0f} s")

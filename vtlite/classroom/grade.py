@@ -145,7 +145,7 @@ def grade_one(one: Submission, points: dict[str, float], limits: Limits, pages: 
     # again.
     key = hashlib.sha256(content + repr((sorted(points.items()), limits)).encode()).hexdigest()
     kept = page.with_suffix(".json")
-    if kept.exists() and (row := json.loads(kept.read_text()))["key"] == key:
+    if kept.exists() and (row := json.loads(kept.read_text(encoding="utf-8")))["key"] == key:
         return row
     start = time.perf_counter()
     cells, results, status = run_submission(one.path, list(points), limits)
@@ -168,7 +168,7 @@ def grade_one(one: Submission, points: dict[str, float], limits: Limits, pages: 
         written[kept] = json.dumps(row)
     for path, text in written.items():
         with atomic_write(path) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     return row
 
 
@@ -212,6 +212,7 @@ def run_submission(
             stderr=subprocess.PIPE,
             start_new_session=True,
             preexec_fn=functools.partial(limit_memory, limits.memory_mb),
+            encoding="utf-8",
         )
         status = ""
         try:
@@ -293,7 +294,7 @@ def write_csv(rows: list[Row], out: Path) -> None:
         {**{column: row[column] for column in columns}, **row["exercises"]} for row in rows
     )
     with atomic_write(out) as temporary:
-        temporary.write_text(buffer.getvalue())
+        temporary.write_text(buffer.getvalue(), encoding="utf-8")
 
 
 def feedback(

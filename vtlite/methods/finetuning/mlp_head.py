@@ -23,7 +23,6 @@ class MLPHead(Method):
     one image, and no running statistics need to be stored.
     """
 
-
     frozen_features = True
     unmergeable = "its head is a network, which no single linear layer can stand for"
 
@@ -31,9 +30,7 @@ class MLPHead(Method):
     dropout: float = 0.1  # after each hidden layer, in training
 
     def __post_init__(self) -> None:
-        self.expect(
-            isinstance(self.layers, int) and self.layers >= 1, "layers", "an integer of at least 1"
-        )
+        self.expect(self.layers >= 1, "layers", "an integer of at least 1")
         self.expect(0 <= self.dropout < 1, "dropout", "in [0, 1)")
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
