@@ -305,14 +305,15 @@ def count_by_products(
     N, D = n + 1, width
     block = [(N, D, 3 * D), (N, D, N), (N, N, D), (N, D, D), (N, D, 4 * D), (N, 4 * D, D)]
     products = np.array([(n, 3 * patch**2, D), (1, D, classes), *block * depth], dtype=np.int64)
-    matrices = products[[0, 1]], np.array([p for p in block if p[1:] not in ((D, N), (N, D))] * depth)
+    matrices = (
+        products[[0, 1]],
+        np.array([p for p in block if p[1:] not in ((D, N), (N, D))] * depth),
+    )
     weights = sum(rows[:, 1] @ rows[:, 2] + rows[:, 2].sum() for rows in matrices)
     return weights + N * D + D + (2 * depth + 1) * 2 * D, 2 * products.prod(axis=1).sum()
 
 
-def count_in_closed_form(
-    image: int, patch: int, width: int, depth: int, classes: int
-) -> list[int]:
+def count_in_closed_form(image: int, patch: int, width: int, depth: int, classes: int) -> list[int]:
     side = image // patch
     tokens = 1 + side * side
     parameters = width * (

@@ -1,0 +1,201 @@
+"""The checks reject small mistakes that nobody thought of: every mutant of every solution."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import nbformat
+import pytest
+
+from tests.checks.mutants import Mutant, mutants
+from tests.checks.test_banks import EXERCISES, ROOT
+from vtlite import checks
+from vtlite.classroom.worker import definitions
+
+SECONDS = 20  # what runs longer counts as rejected; a check itself takes a few at most
+# Mutants that are right answers: a piece that the mutated line has and the solution's has not, or
+# "before -> after" wherever it is, and why it changes nothing. All others must be rejected.
+EQUIVALENT: dict[str, dict[str, str]] = {
+    "cached_features": {"inference_mode": "no graph either way"},
+    "layerwise_lrs": {"('head.', 'norm.')": "startswith knows no order"},
+    "l2_sp_penalty": {"before - weights[name]": "it is squared"},
+    "lp_ft_lrs": {
+        "probe_steps - step": "cos(-x) = cos(x)",
+        "probe_steps - total_steps": "cos(-x) = cos(x)",
+    },
+    "count_vit": {
+        "image / patch": "patches fill the image",
+        "D -> width": "D is width",
+        "2 + 2": "2 * 2 = 2 + 2",
+    },
+    "lora_merge": {"D = len(merged)": "as long as the weight"},
+    "kron_forward": {"shape[-1]": "a matrix: its last dimension is dimension 1"},
+    "count_updates": {
+        "D / 32": "D is a multiple of 32",
+        "D / n": "D is a multiple of n",
+        "m / n": "D / 32 is a multiple of n",
+        "D / a": "D is a multiple of a",
+    },
+    "ssf_merge": {"scale.view": "one dimension can always be viewed as [N, 1, ...]"},
+    "dylora_forward": {"dim=-1": "a matrix: its last dimension is dimension 1"},
+    "private_gradient": {
+        "norm(dim=-1": "a matrix: its last dimension is dimension 1",
+        "len(clipped)": "one for each sample",
+        "len(norms)": "one for each sample",
+    },
+    "lora_linear_backward": {"h.view(": "a product that was just made is contiguous"},
+    "attention_fake": {
+        "k.dtype": "q, k and v have one type",
+        "v.dtype": "q, k and v have one type",
+        "k.new_empty": "q, k and v have one type and device",
+        "v.new_empty": "q, k and v have one type and device",
+    },
+    "tile_places": {
+        "j * BN + torch.arange(BN))": "broadcasting adds dimensions in front",
+        "torch.arange(BN)[:,]": "broadcasting adds dimensions in front",
+        "torch.arange(BN)[None,]": "[None] is [None, :]",
+        "(cols < N) & (rows < M)": "both must hold",
+    },
+    "online_attention": {
+        "if out is None": "top, total and out are made together",
+        "if total is None": "top, total and out are made together",
+        "maximum(here, top)": "the maximum knows no order",
+        "maximum(new, here)": "`new` still is the last block's, which is `top`",
+        "new <= -torch.inf": "nothing is below -inf",
+        "-torch.inf, 1, ": "exp(-inf - c) = 0 for any number c",
+        "-torch.inf, 2, ": "exp(-inf - c) = 0 for any number c",
+        "-torch.inf, -1, ": "exp(-inf - c) = 0 for any number c",
+        "total != 0": "a sum of exponentials is never negative",
+    },
+    "kd_gradient": {
+        "student.numel() / ": "a whole number of rows",
+        "teacher.numel()": "student and teacher have one shape",
+        "teacher.shape": "student and teacher have one shape",
+    },
+    "kron_backward": {"right).view": "a product that was just made is contiguous"},
+}
+
+
+class _TooLong(BaseException):
+    """Not an Exception, so that no check takes it for the student's."""
+
+
+@contextlib.contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise _TooLong
+
+    old = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+def verdict(check: Callable[[Any], None], answer: Any) -> str:
+    """passed, sentence, error or too long."""
+    try:
+        with _limit(SECONDS), contextlib.redirect_stdout(io.StringIO()):
+            check(answer)
+    except checks.CheckFailed:
+        return "sentence"
+    except _TooLong:
+        return "too long"
+    except Exception:
+        return "error"
+    return "passed"
+
+
+def solution(notebook: str, name: str) -> tuple[str, dict[str, Any]]:
+    """The source of the function `name`, and a namespace in which it can be defined again."""
+    cells = nbformat.read(ROOT / "solutions" / f"{notebook}.ipynb", as_version=4).cells
+    code = definitions([cell.source for cell in cells if cell.cell_type == "code"])[0][name]
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    functions = [node for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)]
+    return ast.unparse(next(node for node in functions if node.name == name)), scope
+
+
+def is_row(row: str, mutant: Mutant) -> bool:
+    return row == mutant.change or (row in mutant.line and row not in mutant.was)
+
+
+@pytest.mark.parametrize(("notebook", "name"), EXERCISES)
+def test_every_mutant_is_rejected_in_a_sentence_or_listed_as_equivalent(
+    notebook: str, name: str
+) -> None:
+    source, scope = solution(notebook, name)
+    check, rows = getattr(checks, name), EQUIVALENT.get(name, {})
+    assert verdict(check, scope[name]) == "passed"
+    found: dict[str, list[Mutant]] = {"passed": [], "sentence": [], "error": [], "too long": []}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a mutant may divide by zero, or call `1(x)`
+        for mutant in mutants(source):
+            exec(compile(mutant.source, "<mutant>", "exec"), scope)
+            found[verdict(check, scope[name])].append(mutant)
+    survivors = [m for m in found["passed"] if not any(is_row(row, m) for row in rows)]
+    assert not survivors, "\n".join(f"{m.was}\n    {m.line}" for m in survivors)
+    rejected = [m for what, group in found.items() if what != "passed" for m in group]
+    for row in rows:
+        assert any(is_row(row, m) for m in found["passed"]), f"no such mutant: {row}"
+        refused = [m.line for m in rejected if is_row(row, m)]
+        assert not refused, f"listed as a right answer, but rejected: {refused}"
+    assert len(rejected) >= 50
+    assert len(found["sentence"]) >= 0.95 * len(rejected), [m.line for m in found["error"]]
+
+
+def test_a_mutant_differs_in_one_place_and_none_comes_twice() -> None:
+    source = '''
+def f(x, y):
+    """Not touched: 1 + 1."""
+    if x > 1:
+        x = x.clone()
+    return torch.cat([x, y], dim=0)[1:] - y
+'''
+    made = mutants(source)
+    assert made == mutants(source)
+    assert len({mutant.source for mutant in made}) == len(made)
+    assert all(mutant.change.split(" -> ")[0] in mutant.was for mutant in made)
+    lines = {mutant.line.strip() for mutant in made}
+    for line in (
+        "if x >= 1:",
+        "if not x > 1:",
+        "if x > 2:",
+        "x = x",
+        "x = x.detach()",
+        "pass",
+        "return torch.stack([x, y], dim=0)[1:] - y",
+        "return torch.cat([y, x], dim=0)[1:] - y",
+        "return torch.cat([x, y], dim=1)[1:] - y",
+        "return torch.cat([x, y])[1:] - y",
+        "return torch.cat([x, y], dim=0) - y",
+        "return torch.cat([x, y], dim=0)[:] - y",
+        "return torch.cat([x, y], dim=0)[2:] - y",
+        "return torch.cat([x, y], dim=0)[1:] + y",
+        "return y - torch.cat([x, y], dim=0)[1:]",
+    ):
+        assert line in lines, line
+
+
+def test_the_order_of_a_sum_makes_no_mutant() -> None:
+    changes = {mutant.change for mutant in mutants("def f(a, b):\n    return a + b * 2")}
+    assert "b * 2 -> 2 * b" not in changes
+    assert "a + b * 2 -> b * 2 + a" not in changes
+
+
+def test_an_endless_answer_counts_as_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.checks.test_mutants.SECONDS", 0.2)
+
+    def endless(*_: Any) -> None:
+        while True:
+            pass
+
+    assert verdict(checks.lp_ft_lrs, endless) == "too long"
