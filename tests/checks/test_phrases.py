@@ -202,7 +202,7 @@ PHRASES: dict[str, dict[str, Any]] = {
         "both shapes": "v's rows",
         "both types": "lse in half precision",
         "contiguous": "empty_like",
-        "the device on meta tensors": "on the CPU",
+        "the device of the inputs": "on the CPU",
         "nothing computed or read or written": "computes",
     },
     "tile_places": {

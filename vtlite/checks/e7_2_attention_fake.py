@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vtlite.checks.base import expect, passed
 from vtlite.checks.harness import (
@@ -23,15 +26,18 @@ def attention_fake(student: Answer) -> None:
         ((2, 4, 3, 8, 6, 5), torch.float64, "cpu"),
         ((2, 3, 4, 6, 5, 7), torch.float16, "meta"),
         ((64, 12, 577, 197, 64, 96), torch.float32, "meta"),
+        # pretended: FakeTensorMode needs no such device, and is what a compiler traces with
+        ((2, 3, 4, 6, 5, 7), torch.float32, "cuda"),
     )
     for sizes, dtype, device in cases:
-        _fake_case(student, *sizes, dtype, device)
+        with FakeTensorMode() if device == "cuda" else nullcontext():
+            _fake_case(student, *sizes, dtype, device)
     passed(
         "attention_fake",
         "both shapes",
         "both types",
         "contiguous",
-        "the device on meta tensors",
+        "the device of the inputs",
         "nothing computed or read or written",
     )
 

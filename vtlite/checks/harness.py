@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from vtlite.checks.base import CheckFailed, difference, expect, fail, randn, same
@@ -29,13 +30,23 @@ _GLOBALS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
     "the default type": (torch.get_default_dtype, torch.set_default_dtype),
     "the default device": (torch.get_default_device, torch.set_default_device),
-    "the seed": (torch.initial_seed, lambda seed: None),
+    "the state of the random numbers": (lambda: _random_state(), lambda s: _set_random_state(s)),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "the choice of deterministic algorithms": (
         torch.are_deterministic_algorithms_enabled,
         lambda on: torch.use_deterministic_algorithms(on, warn_only=True),
     ),
 }
+
+
+def _random_state() -> bytes:
+    with _disable_current_modes():  # the answer is watched, not this
+        return torch.random.get_rng_state().numpy().tobytes()
+
+
+def _set_random_state(state: bytes) -> None:
+    with _disable_current_modes():
+        torch.random.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
 
 
 class Answer:
@@ -54,6 +65,7 @@ class Answer:
         before = {name: read() for name, (read, _) in _GLOBALS.items()}
         tensors = [t for t in tree_leaves(arguments) if isinstance(t, Tensor)]
         flags = [t.requires_grad for t in tensors]
+        dicts = [(argument, dict(argument)) for argument in arguments if type(argument) is dict]
         calls = Calls(self.function)
         try:
             with calls:
@@ -81,6 +93,15 @@ class Answer:
             for name in changed:
                 _GLOBALS[name][1](before[name])
             _honest(calls, self.by_hand)
+            moved = [held for held, old in dicts if not _as_before(held, old)]
+            for held, old in dicts if moved else ():
+                held.clear()
+                held.update(old)
+            expect(
+                not moved,
+                "expected the dict that you were given to stay as it was, found it changed",
+                "you pop from it or write into it: make a new one",
+            )
             if flags != [t.requires_grad for t in tensors]:
                 fail(
                     "expected requires_grad of the arguments as it was, found it changed",
@@ -92,6 +113,10 @@ class Answer:
                     "you set it for everything that comes after: use a with block, which sets it"
                     " back",
                 )
+
+
+def _as_before(held: dict[Any, Any], old: dict[Any, Any]) -> bool:
+    return held.keys() == old.keys() and all(held[key] is old[key] for key in old)
 
 
 def _is_empty(code: types.CodeType | None) -> bool:

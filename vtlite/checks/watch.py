@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,12 +74,14 @@ class Calls:
         self.package, self.peeked, self.autograd = "", next(iter(written), ""), False
 
     def __enter__(self) -> Calls:
-        self.before = sys.getprofile()
+        self.before = sys.getprofile(), threading.getprofile()
         sys.setprofile(self._see)
+        threading.setprofile(self._see)  # of threads that the answer starts
         return self
 
     def __exit__(self, *exc: object) -> None:
-        sys.setprofile(self.before)
+        sys.setprofile(self.before[0])
+        threading.setprofile(self.before[1])  # type: ignore[arg-type]  # None is as before, too
 
     def _see(self, frame: types.FrameType, event: str, argument: Any) -> None:
         if event == "call":
@@ -160,7 +163,8 @@ class Operations(TorchDispatchMode):
         sources = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         self.on_cpu |= not sources and any(t.device.type == "cpu" and t.ndim > 0 for t in made)
-        if "empty" not in name and not func.is_view and (sources or made):
+        moves_nothing = "empty" in name or name.startswith("prim::")  # a question of a device
+        if not moves_nothing and not func.is_view and (sources or made):
             self.names.append(name)
         return out
 
