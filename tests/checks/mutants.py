@@ -225,7 +225,7 @@ def _each(nodes: list[ast.AST]) -> list[str]:
     return [f"({ast.unparse(node)})" for node in nodes]
 
 
-def _sign(op: ast.AST) -> str:
+def _sign(op: Any) -> str:
     a, b = ast.Name("a"), ast.Name("b")
     two = ast.BinOp(a, op, b) if isinstance(op, ast.operator) else ast.Compare(a, [op], [b])
     return ast.unparse(two)[2:-2]

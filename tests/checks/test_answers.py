@@ -17,11 +17,26 @@ RIGHT = [
     for name, answers in module.RIGHT.items()
     for answer in answers
 ]
-WRONG = [
-    pytest.param(name, answer, words, id=f"{name}-{label}")
+# What the checks do not see yet: strict, so that a check that learns it must be taken off the list.
+OPEN = {
+    "lora_linear_backward-autograd in a thread": "calls are watched in one thread",
+    "attention_fake-CPU or meta": "no device but the CPU and meta is tried",
+    "lora_merge-takes the dict apart": "rejected, but for its values, which are right",
+    "private_gradient-sets the seed": "not seen where the seed was the same before",
+}
+CASES = {
+    f"{name}-{label}": (name, answer, words)
     for module in sly_answers.MODULES
     for name, cases in module.WRONG.items()
     for label, (answer, words) in cases.items()
+}
+WRONG = [
+    pytest.param(
+        *case,
+        id=key,
+        marks=[pytest.mark.xfail(strict=True, reason=OPEN[key])] if key in OPEN else [],
+    )
+    for key, case in CASES.items()
 ]
 
 
@@ -42,6 +57,10 @@ def test_every_exercise_has_three_more_right_answers() -> None:
     counts = {name: len(a) for module in right_answers.MODULES for name, a in module.RIGHT.items()}
     assert counts.keys() == {name for _, name in EXERCISES}
     assert min(counts.values()) >= 3
+
+
+def test_what_is_open_is_in_the_bank() -> None:
+    assert CASES.keys() >= OPEN.keys()
 
 
 def test_every_assignment_has_ten_sly_answers() -> None:
