@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from vtlite.checks.base import CheckFailed, difference, expect, fail, randn, same
@@ -25,28 +24,19 @@ from vtlite.checks.errors import own_line, sentence
 from vtlite.checks.inputs import strided
 from vtlite.checks.watch import Calls, Operations, code_of, numbers
 
+SEED = 8_191_301  # no student's: one that an answer sets is then another
 _DETACHED = "something detached it (detach, item, data or no_grad), so it would never train"
 _GLOBALS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
     "the default type": (torch.get_default_dtype, torch.set_default_dtype),
     "the default device": (torch.get_default_device, torch.set_default_device),
-    "the state of the random numbers": (lambda: _random_state(), lambda s: _set_random_state(s)),
+    "the seed": (torch.initial_seed, torch.manual_seed),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "the choice of deterministic algorithms": (
         torch.are_deterministic_algorithms_enabled,
         lambda on: torch.use_deterministic_algorithms(on, warn_only=True),
     ),
 }
-
-
-def _random_state() -> bytes:
-    with _disable_current_modes():  # the answer is watched, not this
-        return torch.random.get_rng_state().numpy().tobytes()
-
-
-def _set_random_state(state: bytes) -> None:
-    with _disable_current_modes():
-        torch.random.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
 
 
 class Answer:
@@ -172,6 +162,7 @@ def _own_state() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
             yield
     finally:
         torch.set_default_dtype(default)
