@@ -6,7 +6,7 @@ import ast
 import difflib
 import re
 import symtable
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from IPython.core.inputtransformer2 import TransformerManager
@@ -115,25 +115,30 @@ def why_missing(cells: list[Cell], name: str, others: Iterable[str]) -> str:
     return f"{name} is not defined in the notebook; {hint}"
 
 
-def is_check(statement: ast.stmt, names: Iterable[str]) -> bool:
-    """`check.NAME(...)`, the notebook's own call of a check."""
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Call)
-        and isinstance(statement.value.func, ast.Attribute)
-        and statement.value.func.attr in names
-    )
-
-
 class Only(ast.NodeTransformer):
-    """For IPython's `ast_transformers`: of a cell, only the statements that `keep` accepts."""
+    """For IPython's `ast_transformers`: of a cell, only the statements at `places` (None: all), and
+    no call of a check that the notebook makes itself."""
 
     def __init__(self) -> None:
-        self.keep: Callable[[int, ast.stmt], bool] = lambda place, statement: True
+        self.places: set[int] | None = None
+        self.checks: Collection[str] = ()
 
     def visit_Module(self, node: ast.Module) -> ast.Module:
-        node.body = [s for place, s in enumerate(node.body) if self.keep(place, s)]
+        node.body = [
+            statement
+            for place, statement in enumerate(node.body)
+            if (self.places is None or place in self.places) and not self._checks(statement)
+        ]
         return node
+
+    def _checks(self, statement: ast.stmt) -> bool:
+        """`check.NAME(...)`."""
+        return (
+            isinstance(statement, ast.Expr)
+            and isinstance(statement.value, ast.Call)
+            and isinstance(statement.value.func, ast.Attribute)
+            and statement.value.func.attr in self.checks
+        )
 
 
 def _places(cell: Cell, name: str, parts: bool) -> list[int]:
@@ -201,8 +206,9 @@ def _plain(statement: ast.stmt, cells: list[Cell]) -> bool:
             return True
         case ast.Import() | ast.ImportFrom():
             return True
-        case ast.Assign(targets=[ast.Name(id=name)], value=value) | ast.AnnAssign(
-            target=ast.Name(id=name), value=ast.expr() as value
+        case (
+            ast.Assign(targets=[ast.Name(id=name)], value=value)
+            | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
         ):
             if isinstance(value, ast.Lambda):
                 return True
@@ -239,15 +245,15 @@ def global_names(table: symtable.SymbolTable) -> list[str]:
 
 
 def exercise_of(cells: list[Cell], numbers: Mapping[str, str]) -> list[str]:
-    """Where each cell stands, in the numbers that a student knows: "exercise 5.2", "after exercise
-    5.2", "before the first exercise"."""
+    """Where each cell stands, in the numbers that a student knows: "of exercise 5.2", "after
+    exercise 5.2", "before the first exercise"."""
     places, last = [], ""
     for cell in cells:
         own = [number for name, number in numbers.items() if _places(cell, name, False)]
         own += [n for name, n in numbers.items() if re.search(rf"\bdef {name}\b", cell.source)]
         if own:
             last = own[0]
-            places.append(f"exercise {last}")
+            places.append(f"of exercise {last}")
         else:
             places.append(f"after exercise {last}" if last else "before the first exercise")
     return places

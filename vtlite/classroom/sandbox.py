@@ -8,6 +8,7 @@ ends all others. Nothing here may import torch: namespaces are for processes wit
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -163,10 +164,8 @@ def _limit(walls: dict[str, Any]) -> None:
         "RLIMIT_FSIZE": walls["disk_mb"] * 2**20,
         "RLIMIT_CORE": 0,
     }.items():
-        try:
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # an outer limit is lower
             resource.setrlimit(getattr(resource, name), (amount, amount))
-        except (AttributeError, ValueError, OSError):
-            pass  # an outer limit is lower
     if sys.platform == "linux":
         _prctl(_DUMPABLE, 0)  # a child can't look into this process, nor write to its answer
 
@@ -184,10 +183,8 @@ def limit_memory(megabytes: int) -> None:
 def sweep(scratch: str) -> None:
     """End every process that is left inside the walls, and empty the scratch folder."""
     if os.getpid() == 1:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)  # all but this one
-        except ProcessLookupError:
-            pass
     for entry in os.scandir(scratch):
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path, ignore_errors=True)
@@ -214,7 +211,7 @@ def _call(name: str, *arguments: Any) -> None:
 def main() -> None:
     walls = json.loads(sys.argv[1])
     gaps, scratch = enter(walls)
-    os.environ |= {name: scratch for name in ("HOME", "TMPDIR", "IPYTHONDIR")}
+    os.environ |= dict.fromkeys(("HOME", "TMPDIR", "IPYTHONDIR"), scratch)
     os.environ["MPLCONFIGDIR"] = f"{scratch}/matplotlib"
     os.chdir(scratch)
     if walls.get("probe"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import functools
 import json
 import linecache
 import math
@@ -30,9 +31,9 @@ import nbformat
 from vtlite.classroom.cells import (
     Cell,
     Only,
+    Plan,
     definitions,
     exercise_of,
-    is_check,
     plan,
     why_missing,
 )
@@ -60,7 +61,6 @@ def serve(scratch: str, memory_mb: int) -> None:
     os.dup2(null, 1)
     for event in run(request, scratch, memory_mb, answer):
         os.write(answer, f"{json.dumps(event)}\n".encode())
-        if os.environ.get("DBG"): os.write(2, f"{event} {sum(os.times()[:4]):.2f}\n".encode())
 
 
 def run(
@@ -87,11 +87,11 @@ def run(
     room = Room(scratch, memory_mb, answer, cell_seconds + GRACE, request["seconds"])
     student = Student(cell_seconds, numbers)
     for name in plans:
-        said, ended = room.apart(lambda send, name=name: student.mark(name, cells, plans, send))
+        said, ended = room.apart(functools.partial(student.mark, name, cells, plans[name]))
         verdict = next((message for message in said if message), None)
         yield {"mark": [name, *(verdict or (False, ended))]}
     # Last, because a whole notebook may take all its time.
-    said, ended = room.apart(lambda send: student.run(raw, send))
+    said, ended = room.apart(functools.partial(student.run, raw))
     where = exercise_of(cells, numbers)
     for place, words in enumerate(said):
         if words:
@@ -201,10 +201,14 @@ class Student:
         config = Config()
         config.HistoryManager.enabled = False
         self.shell: Any = InteractiveShell.instance(config=config)
-        self.shell.showtraceback = self.shell.showsyntaxerror = lambda *_, **__: None
-        # `!` does nothing here: there is no network to install from, and nothing to look at.
-        self.shell.system = lambda command: None
-        self.shell.getoutput = lambda *_, **__: SList([])
+        for name, instead in {
+            "showtraceback": None,
+            "showsyntaxerror": None,
+            # `!` does nothing: there is no network to install from, and nothing to look at.
+            "system": None,
+            "getoutput": SList([]),
+        }.items():
+            setattr(self.shell, name, functools.partial(_give, instead))
         self.only = Only()
         self.shell.ast_transformers.append(self.only)
         neutral()  # also loads what torch loads late, once for all forks
@@ -227,17 +231,15 @@ class Student:
         for source in sources:
             send(self.cell(source))
 
-    def mark(self, name: str, cells: list[Cell], plans: dict[str, Any], send: Send) -> None:
+    def mark(self, name: str, cells: list[Cell], needed: Plan, send: Send) -> None:
         """Send (passed, words)."""
         check = getattr(self.checks, name)
         before = ""
-        for cell, kept in zip(cells, plans[name], strict=False):
-            if kept is None:
-                self.only.keep = lambda place, s: not is_check(s, self.numbers)
-            else:
-                self.only.keep = lambda place, s, kept=kept: place in kept
+        for cell, kept in zip(cells, needed, strict=False):
+            self.only.places, self.only.checks = kept, self.numbers
             if kept is None or kept:
-                before = before or self.cell(cell.source)
+                stopped = self.cell(cell.source)
+                before = before or stopped
                 send(None)  # still alive
         for (module, tool), value in self.tools.items():  # whatever the cells put there
             if getattr(module, tool, None) is not value:
@@ -277,6 +279,10 @@ class Student:
         if own and (line := linecache.getline(*own[-1]).strip()):
             said += f"\nYour line: {line}"
         return said[:LONGEST]
+
+
+def _give(instead: Any, *_: Any, **__: Any) -> Any:
+    return instead
 
 
 def tools() -> dict[tuple[Any, str], Any]:
