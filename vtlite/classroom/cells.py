@@ -30,7 +30,9 @@ class Cell:
             python = TransformerManager().transform_cell(self.source)
             self.statements = ast.parse(python).body
         except SyntaxError as error:
-            self.error = f"a syntax error in line {error.lineno}: {error.msg}"
+            blank = re.match(r"(?:[ \t]*\n)*", self.source)  # IPython takes these away
+            line = (error.lineno or 1) + (blank[0].count("\n") if blank else 0)
+            self.error = f"a syntax error in line {line}: {error.msg}"
         except (ValueError, RecursionError, MemoryError) as error:
             self.error = f"what Python can't read ({type(error).__name__})"
 

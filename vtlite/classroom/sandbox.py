@@ -18,6 +18,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+if sys.platform != "win32":  # where nothing is graded
+    import resource
+
 # What may not hold, in the words of the command. The first three need namespaces.
 FILES = "files are not hidden: a submission can read and write what you can"
 PROCESSES = "a process that leaves its group can outlive its notebook"
@@ -157,8 +160,6 @@ def _drop_rights() -> None:
 
 
 def _limit(walls: dict[str, Any]) -> None:
-    import resource  # not on Windows, where nothing is graded
-
     for name, amount in {
         "RLIMIT_DATA": walls["memory_mb"] * 2**20,  # only Linux keeps to it
         "RLIMIT_FSIZE": walls["disk_mb"] * 2**20,
@@ -172,8 +173,6 @@ def _limit(walls: dict[str, Any]) -> None:
 
 def limit_memory(megabytes: int) -> None:
     """From now on, no more than this on top of what is there already: shared memory counts, too."""
-    import resource
-
     if sys.platform == "linux" and os.path.exists("/proc/self/statm"):
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         amount = pages * resource.getpagesize() + megabytes * 2**20
