@@ -32,6 +32,7 @@ __all__ = ["Limits", "find_submissions", "grade", "what_holds"]
 
 Row = dict[str, Any]
 PACKAGE = Path(__file__).parents[1]
+SANDBOX = Path(sandbox.__file__)
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,7 @@ def _start(
         **{n: os.environ[n] for n in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH") if n in os.environ},
     }
     return subprocess.Popen(
-        [sys.executable, "-P", "-s", str(PACKAGE / "classroom/sandbox.py"), json.dumps(walls)],
+        [sys.executable, "-P", "-s", str(SANDBOX), json.dumps(walls)],
         cwd=scratch,
         env=environment,
         stdin=subprocess.PIPE,

@@ -295,7 +295,7 @@ def tools() -> dict[tuple[Any, str], Any]:
         (module, name): value
         for module in [*kit, *checks, torch.Tensor, torch.nn.Module]
         for name, value in list(vars(module).items())
-        if callable(value)
+        if callable(value) and not isinstance(value, type)  # torch itself changes some types
     }
 
 
