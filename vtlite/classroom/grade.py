@@ -40,7 +40,7 @@ class Limits:
     """What one submission may use."""
 
     seconds: int = 180  # for the run of the whole notebook, and for the cells that an answer needs
-    cell_seconds: int = 30  # for one cell, and for one check
+    cell_seconds: int = 30  # of computing, for one cell, and for one check
     memory_mb: int = 4096  # of data, in each of its processes
     disk_mb: int = 256  # of all its files, which lie in memory, and of one
 
@@ -210,7 +210,7 @@ def run_submission(
         "seconds": limits.seconds,
     }
     # The worker keeps the limits; this one is for a worker that doesn't come to its end.
-    last = 120 + (len(exercises) + 1) * (limits.seconds + limits.cell_seconds)
+    last = 600 + 5 * (len(exercises) + 1) * (limits.seconds + limits.cell_seconds)
     with tempfile.TemporaryDirectory() as scratch:
         process = _start(scratch, limits, hide)
         status = ""
