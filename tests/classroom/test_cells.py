@@ -74,6 +74,8 @@ def test_magics_and_help_are_no_syntax_errors() -> None:
         assert not Cell(f"{source}\ndef f(): pass").error
     assert Cell("def f(:").error.startswith("a syntax error in line 1")
     assert Cell("x = '\0'").error
+    assert Cell("return 3").error
+    assert Cell("x = 1\nfrom __future__ import annotations").error
 
 
 def test_what_is_missing_is_blamed_on_its_own_cell() -> None:

@@ -28,7 +28,10 @@ class Cell:
         try:
             # IPython's own reading of magics, `!` and `?`
             python = TransformerManager().transform_cell(self.source)
-            self.statements = ast.parse(python).body
+            tree = ast.parse(python)
+            # What only compiling finds: a `return` outside a function, a late __future__.
+            compile(tree, "cell", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+            self.statements = tree.body
         except SyntaxError as error:
             blank = re.match(r"(?:[ \t]*\n)*", self.source)  # IPython takes these away
             line = (error.lineno or 1) + (blank[0].count("\n") if blank else 0)
@@ -68,7 +71,7 @@ def plan(cells: list[Cell], name: str) -> Plan:
                 statement = cells[i].statements[place]
                 kept[i].add(place)
                 whole = whole or not _plain(statement, cells[: end + 1])
-                new = {n for n in global_names(_table(statement)) if n not in seen}
+                new = {n for n in used(statement) if n not in seen}
                 seen |= new
                 wanted += sorted(new)
     if whole:
@@ -232,8 +235,12 @@ def _named(statement: ast.stmt) -> set[str]:
     return {node.id for node in _top(statement) if isinstance(node, ast.Name)}
 
 
-def _table(statement: ast.stmt) -> symtable.SymbolTable:
-    return symtable.symtable(ast.unparse(statement), "cell", "exec")
+def used(statement: ast.stmt) -> list[str]:
+    """The names that a statement, and what it defines, takes from the top of the notebook."""
+    try:
+        return global_names(symtable.symtable(ast.unparse(statement), "cell", "exec"))
+    except (ValueError, SyntaxError, RecursionError):  # some f-strings can't be written again
+        return [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
 
 
 def global_names(table: symtable.SymbolTable) -> list[str]:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +155,12 @@ def grade_one(
     """Mark one submission, or take its marks from the last time; never raises for what is in it."""
     name = page_name(one.student, one.assignment)
     page, kept = pages / f"{name}.html", pages / f"{name}.json"
-    facts = (one, exercises, limits, package_hash())
+    facts = (replace(one, file=Path(one.file).name), exercises, limits, package_hash())
     key = hashlib.sha256(repr(facts).encode("utf-8", "backslashreplace")).hexdigest()
     if page.exists() and (row := _kept(kept)).get("key") == key:
+        if row["file"] != one.file:  # the folder was moved
+            row["file"] = one.file
+            _write(kept, json.dumps(row))
         return row
     start = time.perf_counter()
     marks, cells, status = run_submission(one, exercises, limits, hide)
@@ -180,9 +183,13 @@ def grade_one(
     if not status.startswith(_ENDED):  # may be this machine's fault: look again the next time
         written[kept] = json.dumps(row)
     for path, text in written.items():
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        _write(path, text)
     return row
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def _kept(path: Path) -> Row:
@@ -326,10 +333,7 @@ def write_csv(rows: list[Row], out: Path, folder: Path) -> None:
         shown = {**row, "file": row["file"].removeprefix(f"{folder}{os.sep}")}
         cells = {c: plain_text(v) if isinstance(v := shown[c], str) else v for c in columns}
         writer.writerow({**cells, **row["exercises"]})
-    with atomic_write(out) as temporary:
-        temporary.write_text(
-            buffer.getvalue(), encoding="utf-8", errors="backslashreplace", newline=""
-        )
+    _write(out, buffer.getvalue())
 
 
 def feedback(row: Row, exercises: dict[str, Exercise], cells: list[tuple[str, str]]) -> str:
