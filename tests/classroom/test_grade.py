@@ -132,7 +132,7 @@ CLASS: dict[str, list[str]] = {
         SPY + LRS,
         PENALTY,
     ],
-    "<b>=1+1": [SETUP, "raise RuntimeError('<script>')", LRS, PENALTY],
+    "=1+<b>": [SETUP, "raise RuntimeError('<script>')", LRS, PENALTY],
     "李雷": RIGHT,
     "empty": [],
 }
@@ -222,7 +222,7 @@ def test_everyone_gets_a_row_and_a_page(marked: dict[str, dict[str, Any]]) -> No
 
 @pytest.mark.parametrize(
     "student",
-    ["all-right", "troubled", "stateful", "poisoner", "spy", "李雷", "<b>=1+1"],
+    ["all-right", "troubled", "stateful", "poisoner", "spy", "李雷", "=1+<b>"],
 )
 def test_right_functions_get_their_points_whatever_else_the_notebook_does(
     marked: dict[str, dict[str, Any]], student: str
@@ -310,12 +310,12 @@ def test_the_page_says_which_cells_stop_in_the_students_own_numbers(
 
 def test_no_name_and_no_word_becomes_markup_or_a_formula(marked: dict[str, dict[str, Any]]) -> None:
     folder = marked["all-right"]["folder"]
-    raw = (folder / f"grades/{page_name('<b>=1+1', '99_small')}.html").read_text(encoding="utf-8")
+    raw = (folder / f"grades/{page_name('=1+<b>', '99_small')}.html").read_text(encoding="utf-8")
     assert "<b>" not in raw
     assert "<script>" not in raw
-    assert "&lt;b&gt;=1+1" in raw
+    assert "=1+&lt;b&gt;" in raw
     table = (folder / "grades.csv").read_text(encoding="utf-8")
-    assert '"\'=1+1"' in table
+    assert '"\'=1+<b>"' in table
     assert "李雷" in table
     for formula in ("=1", "+1", "-1", "@x", " =1", "\t=1", "＝1", "'=1", "\r1"):
         assert plain_text(formula) == f"'{formula}"

@@ -307,6 +307,7 @@ def what_holds(limits: Limits) -> str:
         sandbox.NETWORK: "no network",
         sandbox.MEMORY: f"{limits.memory_mb} MB of memory per process",
         sandbox.DISK: f"{limits.disk_mb} MB of files",
+        sandbox.COUNT: f"{sandbox.MOST_PROCESSES} processes",
     }
     held = [f"{limits.seconds} s per notebook", f"{limits.cell_seconds} s per cell and check"]
     held += [words for gap, words in walls.items() if gap not in gaps]

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -26,6 +27,7 @@ FILES = "files are not hidden: a submission can read and write what you can"
 PROCESSES = "a process that leaves its group can outlive its notebook"
 NETWORK = "the network is not cut"
 MEMORY = "memory is not limited"
+COUNT = "the number of processes is not limited"
 DISK = "only the size of a file is limited, not the sum of all"
 
 # From the kernel's headers; Python 3.11 has no names for them.
@@ -40,6 +42,7 @@ SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/
 SETTINGS = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "ssl/certs")
 DEVICES = ("null", "zero", "full", "random", "urandom")
 SCRATCH = "/scratch"
+MOST_PROCESSES = 1000  # threads count, too
 
 
 def enter(walls: dict[str, Any]) -> tuple[list[str], str]:
@@ -50,18 +53,23 @@ def enter(walls: dict[str, Any]) -> tuple[list[str], str]:
     """
     if sys.platform != "linux":
         _limit(walls)
-        return [FILES, PROCESSES, NETWORK, MEMORY, DISK], walls["scratch"]
+        return [FILES, PROCESSES, NETWORK, MEMORY, DISK, COUNT], walls["scratch"]
     _prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    root = not os.geteuid()
     try:
         _own_namespaces()
     except OSError:
         _limit(walls)
-        return [FILES, PROCESSES, NETWORK, DISK], walls["scratch"]
+        return [FILES, PROCESSES, NETWORK, DISK, COUNT], walls["scratch"]
     gaps, scratch = [], SCRATCH
     try:
         _own_root(walls)
     except OSError:
         gaps, scratch = [FILES, DISK], walls["scratch"]
+    # Counted in these namespaces alone; for root the kernel counts only in newer ones.
+    resource.setrlimit(resource.RLIMIT_NPROC, (MOST_PROCESSES, MOST_PROCESSES))
+    if root and (gaps or not _counts_in_namespace()):
+        gaps.append(COUNT)
     _drop_rights()
     _limit(walls)
     return gaps, scratch
@@ -112,6 +120,8 @@ def _own_root(walls: dict[str, Any]) -> None:
     none = inside("/proc/sys/user/max_user_namespaces")
     if none.exists():  # no namespaces, and so no rights, inside these
         none.write_text("0", encoding="ascii")
+    if _counts_in_namespace():  # before that version it would be a setting of the whole machine
+        inside("/proc/sys/kernel/pid_max").write_text(str(MOST_PROCESSES), encoding="ascii")
     for place in _places(root):
         if place.startswith(root):
             _read_only(place)
@@ -121,6 +131,10 @@ def _own_root(walls: dict[str, Any]) -> None:
     _call("syscall", _PIVOT_ROOT[os.uname().machine], b".", b"old")
     os.chdir("/")
     _call("umount2", b"/old", _DETACH)
+
+
+def _counts_in_namespace() -> bool:
+    return tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (6, 14)
 
 
 def _places(root: str) -> list[str]:
