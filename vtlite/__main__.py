@@ -176,8 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     grade = actions.add_parser(
         "grade",
         help=(
-            "mark FOLDER/STUDENT/ASSIGNMENT.ipynb or FOLDER/STUDENT.ipynb; continues where it"
-            " stopped"
+            "mark FOLDER/STUDENT/ASSIGNMENT.ipynb, FOLDER/STUDENT.ipynb, or what Moodle or Canvas"
+            " exports; continues where it stopped"
         ),
     )
     grade.add_argument("folder", type=Path)
@@ -194,13 +194,16 @@ def _parser() -> argparse.ArgumentParser:
         help="such as 02_fine_tuning; needed when files are named by student alone",
     )
     grade.add_argument(
-        "--seconds", type=int, default=180, help="for one submission (default: %(default)s)"
+        "--seconds", type=int, default=180, help="for one whole notebook (default: %(default)s)"
     )
     grade.add_argument(
         "--cell-seconds", type=int, default=30, help="for one cell or check (default: %(default)s)"
     )
     grade.add_argument(
         "--memory", type=int, default=4096, help="MB of data per process (default: %(default)s)"
+    )
+    grade.add_argument(
+        "--disk", type=int, default=256, help="MB of a submission's files (default: %(default)s)"
     )
     grade.add_argument(
         "--workers", type=int, default=2, help="submissions at a time (default: %(default)s)"
@@ -300,11 +303,11 @@ def _classroom(arguments: argparse.Namespace) -> None:
     from vtlite.storage import VTError
 
     try:
-        import nbclient  # noqa: F401
+        import IPython  # noqa: F401
         import nbformat  # noqa: F401
     except ImportError as error:
         raise VTError(
-            "the classroom needs nbclient and nbformat; install them with: pip install"
+            "the classroom needs IPython and nbformat; install them with: pip install"
             " 'vtlite[classroom]'"
         ) from error
     if arguments.action == "release":
@@ -313,9 +316,12 @@ def _classroom(arguments: argparse.Namespace) -> None:
         for path in release(arguments.solutions, arguments.exercises, arguments.check):
             print(f"{'right' if arguments.check else 'written'}: {path}")
         return
+    from vtlite.arguments import whole
     from vtlite.classroom.grade import Limits, grade, what_holds
 
-    limits = Limits(arguments.seconds, arguments.cell_seconds, arguments.memory)
+    numbers = ("seconds", "cell_seconds", "memory", "disk", "workers")
+    *amounts, workers = [whole(name, getattr(arguments, name)) for name in numbers]
+    limits = Limits(*amounts)
     print(f"limits: {what_holds(limits)}")
     rows = grade(
         arguments.folder,
@@ -323,7 +329,7 @@ def _classroom(arguments: argparse.Namespace) -> None:
         arguments.solutions,
         arguments.assignment,
         limits,
-        arguments.workers,
+        workers,
     )
     for row in rows:
         print(f"{row['student']:20} {row['points']:5g} of {row['of']:g}  {row['status']}")
