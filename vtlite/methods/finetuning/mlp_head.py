@@ -23,7 +23,6 @@ class MLPHead(Method):
     one image, and no running statistics need to be stored.
     """
 
-
     frozen_features = True
     unmergeable = "its head is a network, which no single linear layer can stand for"
 

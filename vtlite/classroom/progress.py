@@ -1,0 +1,187 @@
+"""For a learner alone: which exercises pass, and what comes next. Nothing is kept between two
+calls: each looks at the notebooks as they are."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vtlite.classroom.grade import Limits, run_submission
+from vtlite.classroom.release import read
+from vtlite.classroom.worker import definitions
+from vtlite.storage import VTError
+
+PASSED, TRIED, UNTOUCHED = "passes", "not yet", "not begun"
+LIMITS = Limits()
+LOOKS = {PASSED: "green", TRIED: "yellow", UNTOUCHED: "dim"}
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise of an assignment; `words` is what its check said, or nothing."""
+
+    assignment: str
+    title: str  # "2.3: layer-wise learning rates"
+    name: str  # the function
+    state: str
+    words: str = ""
+
+
+def progress(
+    exercises: Path, lessons: Path, limits: Limits = LIMITS, console: Console | None = None
+) -> list[Exercise]:
+    """Check what was begun in `exercises`, print it with the next step, and return it.
+
+    Each notebook's functions are checked in a process of their own, with the limits of grading; its
+    other cells do not run. Raises `VTError` where there are no exercises.
+    """
+    notebooks = sorted(exercises.glob("[0-9]*.ipynb"))
+    if not notebooks:
+        raise VTError(
+            f"expected the exercises' notebooks in {exercises}, found none; go to the repository's"
+            " folder, or say where they are: --exercises FOLDER"
+        )
+    console = console or Console()
+    found: list[Exercise] = []
+    for path in notebooks:
+        with console.status(f"checking {path.name}"):
+            found += look(path, limits)
+    console.print(table(found))
+    console.print(f"Next: {next_step(found, exercises, lessons)}", markup=False, highlight=False)
+    return found
+
+
+def look(path: Path, limits: Limits) -> list[Exercise]:
+    """The exercises of one notebook, in their order."""
+    cells = read(path).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    titles = titles_of([(cell.cell_type, cell.source) for cell in cells])
+    defined, _ = definitions(code)
+    begun = [name for name in titles if name not in defined or not is_stub(defined[name], name)]
+    said = check(code, begun, limits) if any(name in defined for name in begun) else {}
+    found = []
+    for name, title in titles.items():
+        ok, words = said.get(name, (False, ""))
+        if name in begun and not words and not ok:
+            words = f"{name} is not defined in the notebook; was it renamed or its cell deleted?"
+        state = UNTOUCHED if name not in begun else PASSED if ok else TRIED
+        found.append(Exercise(path.stem, title, name, state, words))
+    return found
+
+
+def titles_of(cells: list[tuple[str, str]]) -> dict[str, str]:
+    """Function -> number and title of its exercise, by the headings and the calls of the checks."""
+    titles: dict[str, str] = {}
+    title = ""
+    for kind, source in cells:
+        if kind == "markdown" and (heading := re.search(r"^## Exercise (.+)$", source, re.M)):
+            title = heading[1]
+        if kind == "code":
+            for name in re.findall(r"^check\.(\w+)\(", source, re.M):
+                titles.setdefault(name, title or name)
+    return titles
+
+
+def is_stub(code: str, name: str) -> bool:
+    """Whether `name` still is what was handed out: nothing but `raise NotImplementedError`."""
+    for statement in ast.parse(code).body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == name:
+            body = [s for s in statement.body if not isinstance(s, ast.Expr)]
+            return len(body) == 1 and ast.unparse(body[0]).startswith("raise NotImplementedError")
+    return False
+
+
+def check(code: list[str], names: list[str], limits: Limits) -> dict[str, tuple[bool, str]]:
+    """What grading says to each function, when the notebook is nothing but them and what they use.
+
+    A cell with a syntax error is kept: grading finds it, and says where it is. Raises `VTError` on
+    Windows.
+    """
+    if os.name != "posix":
+        raise VTError(
+            "checking needs Linux or macOS, whose processes can be limited and stopped; on Windows"
+            " use WSL, or run the notebook's own cells, which check as well"
+        )
+    defined, _ = definitions(code)
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [
+        nbformat.v4.new_code_cell(_reduced(source, defined, names)) for source in code
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "functions.ipynb"
+        nbformat.write(notebook, path)
+        _, results, status = run_submission(path, names, limits)
+    return {
+        name: (ok, words if ok or words != "not reached" else status or words)
+        for name, (ok, words) in results.items()
+    }
+
+
+def _reduced(source: str, defined: dict[str, str], names: list[str]) -> str:
+    """The imports and definitions of a cell that the functions need."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return source
+    needed = {ast.unparse(s) for n in names if n in defined for s in ast.parse(defined[n]).body}
+    kept = [
+        statement
+        for statement in tree.body
+        if isinstance(statement, ast.Import | ast.ImportFrom) or ast.unparse(statement) in needed
+    ]
+    return "\n".join(map(ast.unparse, kept))
+
+
+def table(found: list[Exercise]) -> Table:
+    shown = Table("exercise", "state", "what the check said", title="Your exercises", expand=False)
+    for i, one in enumerate(found):
+        last = i + 1 == len(found) or found[i + 1].assignment != one.assignment
+        if i == 0 or found[i - 1].assignment != one.assignment:
+            here = [other for other in found if other.assignment == one.assignment]
+            passed = sum(other.state == PASSED for other in here)
+            shown.add_row(f"[bold]{escape(one.assignment)}[/]", f"{passed} of {len(here)}", "")
+        look = f"[{LOOKS[one.state]}]{one.state}[/]"
+        shown.add_row(f"  {escape(one.title)}", look, escape(one.words), end_section=last)
+    return shown
+
+
+def next_step(found: list[Exercise], exercises: Path, lessons: Path) -> str:
+    """One sentence: the next exercise or lesson."""
+    assignments = list(dict.fromkeys(one.assignment for one in found))
+    if all(one.state == UNTOUCHED for one in found):
+        early = [p for p in sorted(lessons.glob("[0-9]*.ipynb")) if p.stem[:2] < assignments[0][:2]]
+        begin = " and ".join(str(path) for path in early)
+        return (
+            f"begin with {begin or 'the first lessons'}, which have no exercises; then"
+            f" {_lesson(assignments[0], lessons)}, with {exercises / assignments[0]}.ipynb."
+        )
+    for assignment in assignments:
+        here = [one for one in found if one.assignment == assignment]
+        if all(one.state == UNTOUCHED for one in here):
+            return f"{_lesson(assignment, lessons)}, with {exercises / assignment}.ipynb."
+        # What was tried and fails is nearer than what was not begun.
+        for state in (TRIED, UNTOUCHED):
+            for one in here:
+                if one.state == state:
+                    doing = "go on with" if state == TRIED else "begin"
+                    return (
+                        f"{doing} exercise {one.title} in {exercises / assignment}.ipynb; what it"
+                        f" needs is in {_lesson(assignment, lessons)}."
+                    )
+    return (
+        "every exercise passes. Each lesson ends with open questions and exercises without checks."
+    )
+
+
+def _lesson(assignment: str, lessons: Path) -> str:
+    path = next(iter(sorted(lessons.glob(f"{assignment[:2]}_*.ipynb"))), None)
+    return str(path) if path else f"lesson {assignment[:2]}"
