@@ -4,6 +4,7 @@ the points in a form that learning platforms import."""
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
 import html
 import io
@@ -12,8 +13,10 @@ import json
 import os
 import re
 import statistics
+import tempfile
 import unicodedata
 import urllib.parse
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,9 +26,9 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from nbformat import NotebookNode
 
 from vtlite.classroom.release import make_exercise, read
-from vtlite.classroom.worker import definitions
 from vtlite.storage import VTError, atomic_write
 
 # Canvas takes a file only with these columns in this order; Moodle asks which one is the user.
@@ -53,7 +56,7 @@ class Mark:
     status: str
     exercises: dict[str, float]  # points
     said: dict[str, str] = field(default_factory=dict)  # what the check said
-    file: Path | None = None  # the notebook that was marked
+    file: str = ""  # the notebook that was marked: a path, or "PATH.zip: NAME"
     page: Path | None = None
 
     @property
@@ -65,7 +68,7 @@ class Mark:
         words = self.said.get(exercise, "")
         if self.exercises.get(exercise, 0) > 0:
             return PASSED
-        if not self.handed_in or "NotImplementedError" in words or "yours to write" in words:
+        if not self.handed_in or words.startswith(_STUB):
             return UNTOUCHED
         return GONE if "is not defined in the notebook" in words else TRIED
 
@@ -127,7 +130,7 @@ def read_marks(grades: Path) -> list[Mark]:
     marks = []
     for number, row in enumerate(read_csv(grades, "grades"), 2):
         try:
-            marks.append(_mark(row, kept, grades.parent))
+            marks.append(_mark(row, kept))
         except (KeyError, ValueError) as error:
             raise VTError(
                 f"expected the table that `classroom grade` writes in {grades}, found line"
@@ -138,13 +141,12 @@ def read_marks(grades: Path) -> list[Mark]:
     return marks
 
 
-def _mark(row: dict[str, str], kept: dict[Any, tuple[dict[str, Any], Path]], beside: Path) -> Mark:
+def _mark(row: dict[str, str], kept: dict[Any, tuple[dict[str, Any], Path]]) -> Mark:
     # A name that a spreadsheet would run as a formula has a quote in front in the CSV.
     names = (row["student"], row["student"].removeprefix("'"))
     key = next(((n, row["assignment"]) for n in names if (n, row["assignment"]) in kept), None)
     more, path = kept[key] if key else ({}, None)
     numbers = {name: _number(text) for name, text in row.items() if name not in _FIXED}
-    file = Path(more["file"]) if more.get("file") else None
     return Mark(
         student=key[0] if key else row["student"],
         assignment=row["assignment"],
@@ -153,11 +155,13 @@ def _mark(row: dict[str, str], kept: dict[Any, tuple[dict[str, Any], Path]], bes
         status=row["status"],
         exercises=more.get("exercises") or {k: v for k, v in numbers.items() if v is not None},
         said=more.get("said") or {},
-        file=next((p for p in (file, beside / file) if p.is_file()), file) if file else None,
+        file=more.get("file") or "",
         page=path.with_suffix(".html") if path else None,
     )
 
 
+# How grading says that an exercise is as it was handed out.
+_STUB = ("not written yet", "NotImplementedError")
 _FIXED = {"student", "assignment", "points", "of", "status", "seconds", "file"}
 
 
@@ -317,7 +321,7 @@ def alike(marks: list[Mark], solutions: Path) -> tuple[list[Alike], list[str]]:
         for mark in here:
             try:
                 answers[mark] = _answers(mark, given) if mark.handed_in else {}
-            except (VTError, OSError, RecursionError):
+            except (VTError, OSError, KeyError, RecursionError, zipfile.BadZipFile):
                 unread.append(f"{mark.student} ({assignment})")
         pairs += _pairs(assignment, answers, obvious)
     return sorted(pairs, key=lambda p: (-len(p.exercises), -len(p.letter_by_letter))), unread
@@ -327,27 +331,25 @@ Answer = tuple[str, str]  # structure, code
 
 
 def _given(solution: Path) -> tuple[set[str], set[str]]:
-    """Structures of all statements that the students were given, and of the sample solutions."""
+    """Structures of all functions that the students were given, and of the sample solutions."""
     if not solution.is_file():
         return set(), set()
     notebook = read(solution)
-    cells = [c.source for c in make_exercise(notebook, solution).cells if c.cell_type == "code"]
     given = {
         structure([statement])
-        for code in definitions(cells)[0].values()
-        for statement in ast.parse(code).body
+        for statement in functions(make_exercise(notebook, solution)).values()
     }
-    solved = definitions([c.source for c in notebook.cells if c.cell_type == "code"])[0]
-    return given, {structure(_own(code, given)) for code in solved.values()}
+    solved = functions(notebook)
+    return given, {structure(_own(solved, name, given)) for name in solved}
 
 
 def _answers(mark: Mark, given: set[str]) -> dict[str, Answer]:
-    if mark.file is None:
+    """What a student wrote for each exercise that was begun."""
+    if not mark.file:
         raise VTError(f"the grades do not say which file of {mark.student} was marked")
-    cells = [cell.source for cell in read(mark.file).cells if cell.cell_type == "code"]
-    defined = definitions(cells)[0]
+    defined = functions(open_notebook(mark.file))
     begun = [n for n in mark.exercises if n in defined and mark.state(n) != UNTOUCHED]
-    own = {name: _own(defined[name], given) for name in begun}
+    own = {name: _own(defined, name, given) for name in begun}
     return {
         name: (structure(statements), "\n".join(map(ast.unparse, statements)))
         for name, statements in own.items()
@@ -355,10 +357,42 @@ def _answers(mark: Mark, given: set[str]) -> dict[str, Answer]:
     }
 
 
-def _own(code: str, given: set[str]) -> list[ast.stmt]:
-    """The statements that a student wrote: no imports, nothing that was given, no stub."""
-    statements = [s for s in ast.parse(code).body if not isinstance(s, ast.Try)]
-    return [s for s in statements if structure([s]) not in given]
+def open_notebook(file: str) -> NotebookNode:
+    """A notebook by its path; one in a zip is named "PATH.zip: NAME"."""
+    path, inside, name = file.partition(".zip: ")
+    if not inside:
+        return read(Path(file))
+    with zipfile.ZipFile(f"{path}.zip") as archive, tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "notebook.ipynb"
+        copy.write_bytes(archive.read(name))
+        return read(copy)
+
+
+def functions(notebook: NotebookNode) -> dict[str, ast.stmt]:
+    """Functions and classes at the top of a notebook by name, the last of each."""
+    found: dict[str, ast.stmt] = {}
+    for cell in notebook.cells:
+        code = re.sub(r"(?m)^\s*[%!?].*$", "", cell.source) if cell.cell_type == "code" else ""
+        with contextlib.suppress(SyntaxError, ValueError):
+            for statement in ast.parse(code).body:
+                if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+                    found[statement.name] = statement
+                elif isinstance(statement, ast.Assign):
+                    names = [t.id for t in statement.targets if isinstance(t, ast.Name)]
+                    found |= dict.fromkeys(names, statement)
+    return found
+
+
+def _own(defined: dict[str, ast.stmt], name: str, given: set[str]) -> list[ast.stmt]:
+    """The statement that binds `name` and those it uses, apart from what was given."""
+    names, own = [name], []
+    for one in names:  # grows while it runs
+        statement = defined[one]
+        used = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+        names += sorted(used & defined.keys() - {*names})
+        if structure([statement]) not in given:
+            own.append(statement)
+    return own
 
 
 def _pairs(
