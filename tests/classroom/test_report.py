@@ -288,6 +288,45 @@ def test_a_name_like_a_formula_is_matched_and_stays_text(grades: Path, solutions
     assert "not written yet: Exercise 9.2" in page  # what was kept under the name itself
 
 
+def test_two_names_that_differ_by_the_quote_stay_two(grades: Path, solutions: Path) -> None:
+    text = grades.read_text(encoding="utf-8")
+    grades.write_text(text.replace("cleo", "'=x").replace("dora", "''=x"), encoding="utf-8")
+    for number, old, new in (("0", "cleo", "=x"), ("3", "dora", "'=x")):
+        kept = grades.with_suffix("") / f"{number}.json"
+        row = kept.read_text(encoding="utf-8").replace(f'"{old}"', json.dumps(new))
+        kept.write_text(row, encoding="utf-8")
+    _, page, _ = made(grades, solutions)
+    grid = page.partition("Who is stuck")[2]
+    assert cells(grid, "=x")[3] == "✗"
+    assert cells(grid, "&#x27;=x")[3] == "·"
+
+
+def test_a_name_with_an_apostrophe_keeps_it(grades: Path, solutions: Path) -> None:
+    text = grades.read_text(encoding="utf-8").replace("dora", "'dora")
+    grades.write_text(text, encoding="utf-8")
+    _, page, _ = made(grades, solutions, "student,id\n'dora,3\n")
+    assert "&#x27;dora" in page
+
+
+def test_files_are_found_from_the_folder_of_the_grades(grades: Path, solutions: Path) -> None:
+    for kept in grades.with_suffix("").glob("*.json"):
+        text = kept.read_text(encoding="utf-8")
+        kept.write_text(text.replace(f"{grades.parent}/", ""), encoding="utf-8")
+    _, page, _ = made(grades, solutions)
+    assert cells(page.partition("built alike")[2], "cleo")[2] == "2: first, second"
+
+
+def test_what_grading_remarks_stands_beside_the_marks(grades: Path, solutions: Path) -> None:
+    text = grades.read_text(encoding="utf-8").replace(
+        "some checks failed", '"some checks failed; 2 files: marked a.ipynb, not b.ipynb"', 1
+    )
+    grades.write_text(text, encoding="utf-8")
+    _, page, _ = made(grades, solutions)
+    grid = page.partition("Who is stuck")[2]
+    assert cells(grid, "cleo")[-1] == "2 files: marked a.ipynb, not b.ipynb"
+    assert cells(grid, "bo")[-1] == ""
+
+
 def test_grades_alone_make_a_page_that_says_what_it_lacks(grades: Path, solutions: Path) -> None:
     for path in grades.with_suffix("").iterdir():
         path.unlink()

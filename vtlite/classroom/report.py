@@ -70,7 +70,13 @@ class Mark:
             return PASSED
         if not self.handed_in or words.startswith(_STUB):
             return UNTOUCHED
-        return GONE if "is not defined in the notebook" in words else TRIED
+        gone = words == "not reached" or "is not defined in the notebook" in words
+        return GONE if gone else TRIED
+
+    @property
+    def remark(self) -> str:
+        """What the instructor should know beside the marks."""
+        return re.sub(r"^(ok|some checks failed)(; )?", "", self.status)
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,7 @@ def read_marks(grades: Path) -> list[Mark]:
     marks = []
     for number, row in enumerate(read_csv(grades, "grades"), 2):
         try:
-            marks.append(_mark(row, kept))
+            marks.append(_mark(row, kept, grades.parent))
         except (KeyError, ValueError) as error:
             raise VTError(
                 f"expected the table that `classroom grade` writes in {grades}, found line"
@@ -141,21 +147,26 @@ def read_marks(grades: Path) -> list[Mark]:
     return marks
 
 
-def _mark(row: dict[str, str], kept: dict[Any, tuple[dict[str, Any], Path]]) -> Mark:
-    # A name that a spreadsheet would run as a formula has a quote in front in the CSV.
-    names = (row["student"], row["student"].removeprefix("'"))
-    key = next(((n, row["assignment"]) for n in names if (n, row["assignment"]) in kept), None)
-    more, path = kept[key] if key else ({}, None)
+def _mark(row: dict[str, str], kept: dict[Any, tuple[dict[str, Any], Path]], beside: Path) -> Mark:
+    # In the CSV a name that a spreadsheet would run as a formula has a quote in front.
+    name = row["student"].removeprefix("'")
+    student = name if re.match(r"[\s']*[^\w\s'(]", name) else row["student"]
+    if (student, row["assignment"]) not in kept:
+        student = row["student"]
+    more, path = kept.get((student, row["assignment"]), ({}, None))
     numbers = {name: _number(text) for name, text in row.items() if name not in _FIXED}
+    file = more.get("file") or ""
+    # A path is kept as it was given, perhaps from the folder of the grades.
+    found = Path(file.partition(".zip: ")[0] + ".zip" if ".zip: " in file else file).exists()
     return Mark(
-        student=key[0] if key else row["student"],
+        student=student,
         assignment=row["assignment"],
         points=float(row["points"]),
         of=float(row["of"]),
         status=row["status"],
         exercises=more.get("exercises") or {k: v for k, v in numbers.items() if v is not None},
         said=more.get("said") or {},
-        file=more.get("file") or "",
+        file=file if found or not file else str(beside / file),
         page=path.with_suffix(".html") if path else None,
     )
 
@@ -606,8 +617,7 @@ def _student_row(mark: Mark, names: list[str], folder: Path) -> str:
         f"{SIGNS[mark.state(name)]}</td>"
         for name in names
     )
-    remark = "" if mark.status in ("ok", "some checks failed") else e(mark.status)
-    return f"<tr><td>{who}</td><td>{mark.points:g}</td>{cells}<td>{remark}</td></tr>"
+    return f"<tr><td>{who}</td><td>{mark.points:g}</td>{cells}<td>{e(mark.remark)}</td></tr>"
 
 
 def _pair_table(pairs: list[Alike]) -> str:
