@@ -77,20 +77,22 @@ def test_a_stopped_benchmark_continues_and_does_nothing_twice(
     path = tmp_path / "r.json"
     with pytest.raises(KeyboardInterrupt):
         bench.bench(path, entries=("lora",), tasks=("digits",))
-    kept = json.loads(path.read_text())
+    kept = json.loads(path.read_text(encoding="utf-8"))
     assert len(kept) == grid  # the choice was made
     bench.bench(path, entries=("lora",), tasks=("digits",))
     assert (
-        len(calls) - 2 == len(json.loads(path.read_text())) == grid + 3
+        len(calls) - 2 == len(json.loads(path.read_text(encoding="utf-8"))) == grid + 3
     )  # only the two final runs that were lost are repeated
-    assert bench.bench(path, entries=("lora",), tasks=("digits",)) == json.loads(path.read_text())
+    assert bench.bench(path, entries=("lora",), tasks=("digits",)) == json.loads(
+        path.read_text(encoding="utf-8")
+    )
 
 
 def test_a_damaged_results_file_is_not_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "r.json").write_text("[{")
+    (tmp_path / "r.json").write_text("[{", encoding="utf-8")
     with pytest.raises(VTError, match="delete it or give another path"):
         bench.bench(tmp_path / "r.json")
-    assert (tmp_path / "r.json").read_text() == "[{"
+    assert (tmp_path / "r.json").read_text(encoding="utf-8") == "[{"
 
 
 def test_pixels_need_no_backbone() -> None:
@@ -109,11 +111,13 @@ def test_a_run_that_diverges_is_a_result() -> None:
 
 @pytest.fixture(scope="module")
 def committed() -> dict[str, dict]:
-    return {row["entry"]: row for row in bench.summary(json.loads(RESULTS.read_text()))}
+    return {
+        row["entry"]: row for row in bench.summary(json.loads(RESULTS.read_text(encoding="utf-8")))
+    }
 
 
 def test_committed_results_are_complete() -> None:
-    runs = json.loads(RESULTS.read_text())
+    runs = json.loads(RESULTS.read_text(encoding="utf-8"))
     wanted = {
         key
         for name in {run["entry"] for run in runs}  # a new method is measured when there is time
@@ -122,18 +126,23 @@ def test_committed_results_are_complete() -> None:
         for key in bench._wanted(name, task, final, runs)
     }
     assert wanted <= {bench._key(r) for r in runs}
-    costs = {row["entry"] for row in json.loads((RESULTS.parent / "costs.json").read_text())}
+    costs = {
+        row["entry"]
+        for row in json.loads((RESULTS.parent / "costs.json").read_text(encoding="utf-8"))
+    }
     measured = {name for name, _, _, _, _ in wanted}
     assert costs == {n for n in measured if bench.ENTRIES[n].weights == "vtlite-tiny"}
 
 
 def test_the_published_tables_are_written_from_them(committed: dict[str, dict]) -> None:
-    costs = json.loads((RESULTS.parent / "costs.json").read_text())
-    text = (RESULTS.parent / "README.md").read_text()
+    costs = json.loads((RESULTS.parent / "costs.json").read_text(encoding="utf-8"))
+    text = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
     assert bench.markdown(list(committed.values())) in text
     assert bench.costs_markdown(list(committed.values()), costs) in text
     group = [row for name, row in committed.items() if name in bench.entries_of("parameter")]
-    assert bench.costs_markdown(group, costs) in (RESULTS.parents[1] / "README.md").read_text()
+    assert bench.costs_markdown(group, costs) in (RESULTS.parents[1] / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_wider_grid_replaces_the_final_runs_of_the_old_choice() -> None:
@@ -175,7 +184,7 @@ def test_entries_of_a_group_and_what_they_are_compared_with() -> None:
 def test_costs_are_exact_numbers_and_ratios_and_are_measured_once(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     rows = bench.costs(path, ("pixels + linear", "bitfit"))
-    assert json.loads(path.read_text()) == rows == bench.costs(path, ("bitfit",))
+    assert json.loads(path.read_text(encoding="utf-8")) == rows == bench.costs(path, ("bitfit",))
     (row,) = rows  # pixels have no backbone to compare with
     assert (row["trainable"], row["merged"]) == (7_401, True)  # as in the tour's table
     assert row["activation_bytes"] > 0
@@ -192,7 +201,7 @@ def test_the_embedded_backbone_is_worth_learning_on(committed: dict[str, dict]) 
 
 def test_default_learning_rates_are_the_best_over_all_tasks() -> None:
     """`Method.lr` has the best accuracy on the validation images, in the mean over tasks."""
-    runs = [r for r in json.loads(RESULTS.read_text()) if not r["final"]]
+    runs = [r for r in json.loads(RESULTS.read_text(encoding="utf-8")) if not r["final"]]
     for name, entry in bench.ENTRIES.items():
         measured = any(run["entry"] == name for run in runs)
         if name == entry.method and measured:  # not those with other weights or settings

@@ -43,7 +43,7 @@ def test_the_tiny_run_writes_what_it_printed(
 ) -> None:
     path = tmp_path / "ops.json"
     assert main(["bench-ops", "--tiny", "--device", "cpu", "--json", str(path)]) == 0
-    result, printed = json.loads(path.read_text()), capsys.readouterr().out
+    result, printed = json.loads(path.read_text(encoding="utf-8")), capsys.readouterr().out
     assert result["kind"] == "measurement"
     assert result["versions"]["torch"] == torch.__version__
     assert [row["operation"] for row in result["operations"]] == [
@@ -58,7 +58,7 @@ def test_the_tiny_run_writes_what_it_printed(
 def test_tiny_models(tmp_path: Path) -> None:
     path = tmp_path / "models.json"
     assert main(["bench-ops", "--tiny", "--models", "--device", "cpu", "--json", str(path)]) == 0
-    rows = json.loads(path.read_text())["models"]
+    rows = json.loads(path.read_text(encoding="utf-8"))["models"]
     assert any("VPT" in row["models"] for row in rows)
     assert all(row["ours"]["memory_bytes"] > 0 for row in rows)
 
@@ -66,8 +66,8 @@ def test_tiny_models(tmp_path: Path) -> None:
 def test_the_readme_has_the_committed_rows() -> None:
     folder = Path(__file__).parent.parent / "benchmarks"
     readme, measured = (
-        (folder / "README.md").read_text(),
-        json.loads((folder / "ops-models.json").read_text()),
+        (folder / "README.md").read_text(encoding="utf-8"),
+        json.loads((folder / "ops-models.json").read_text(encoding="utf-8")),
     )
     rows = bench_ops.estimate(bench_ops.OPERATIONS, {"ViT-B/16": bench_ops.SIZES["ViT-B/16"]})
     for line in (
@@ -84,7 +84,7 @@ def test_an_estimate_is_called_one_and_needs_no_memory(
         main(["bench-ops", "--estimate", "--device", "cuda", "--json", str(tmp_path / "e.json")])
         == 0
     )
-    result = json.loads((tmp_path / "e.json").read_text())
+    result = json.loads((tmp_path / "e.json").read_text(encoding="utf-8"))
     assert result["kind"] == "estimate"
     assert "An estimate" in capsys.readouterr().out
     assert {row["size"] for row in result["operations"]} == {"ViT-B/16", "ViT-L/14"}

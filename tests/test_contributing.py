@@ -53,6 +53,7 @@ def test_the_recipe_of_contributing_adds_a_method_with_three_files(tmp_path: Pat
         capture_output=True,
         text=True,
         timeout=240,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stdout[-3000:]
     assert "passed" in done.stdout

@@ -94,12 +94,12 @@ def test_every_method_is_near_its_bound_or_says_why(wide: list[counting.Row]) ->
 
 
 def test_the_committed_table_is_that_of_the_committed_rows() -> None:
-    rows = json.loads((BENCHMARKS / "counted.json").read_text())
+    rows = json.loads((BENCHMARKS / "counted.json").read_text(encoding="utf-8"))
     names = [key.rpartition("/")[2] for key in vt.METHODS]
     assert [row["method"] for row in rows] == [name for name in names if name in counting.BOUNDS]
     above = {row["method"] for row in rows if counting.above_bound(row)}
     assert above == set(counting.REMARKS)
-    assert counting.table(rows) in (BENCHMARKS / "README.md").read_text()
+    assert counting.table(rows) in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     measured = {row["method"] for row in rows if "step" in row}
     assert measured == set(counting.BOUNDS) - set(counting.UNMEASURED)
 
@@ -109,13 +109,13 @@ def test_steps_are_measured_once(small: VisionTransformer, tmp_path: Path) -> No
     rows[0]["step"] = 1.0
     backbone = vt.create_backbone("vtlite-tiny", embed_dim=D, depth=L, num_heads=3)
     counting.measure(backbone, rows, B, C, repeats=1, path=tmp_path / "c.json")
-    assert json.loads((tmp_path / "c.json").read_text()) == rows
+    assert json.loads((tmp_path / "c.json").read_text(encoding="utf-8")) == rows
     assert rows[0]["step"] == 1.0
     assert rows[1]["step"] > 0
     assert "| linear | " in counting.table(rows)
 
 
 def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "c.json").write_text("[")
+    (tmp_path / "c.json").write_text("[", encoding="utf-8")
     with pytest.raises(VTError, match="not a file of counted steps"):
         counting.counted(tmp_path / "c.json")

@@ -19,6 +19,7 @@ def vtlite(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=240,
+        encoding="utf-8",
     )
 
 
@@ -36,11 +37,11 @@ def test_tour_writes_table_json_csv_and_figure(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "a/t.json").read_text())
+    rows = json.loads((tmp_path / "a/t.json").read_text(encoding="utf-8"))
     methods = ["finetuning/linear", "parameter/bias/bitfit", "two_towers/zero_shot"]
     assert [row["method"] for row in rows] == methods
     assert all(f"{row['trainable']:,}" in done.stdout for row in rows)
-    assert (tmp_path / "out/tour.csv").read_text().count("\n") == 4
+    assert (tmp_path / "out/tour.csv").read_text(encoding="utf-8").count("\n") == 4
     assert (tmp_path / "out/tour.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -63,6 +64,10 @@ def test_tour_writes_table_json_csv_and_figure(tmp_path: Path) -> None:
             "expected the source file",
         ),
         (["pretrain", "--name", "vit_tiny"], "unknown backbone 'vit_tiny'"),
+        (["data", "show", "digits", "--figure", "x.nope"], "expected a figure that ends in .png"),
+        (["tour", "--epochs", "0"], "expected epochs of at least 1, found 0"),
+        (["tour", "--json", "/proc/no/x.json"], "check the path and its permissions"),
+        (["bench", "--workers", "0"], "expected workers of at least 1, found 0"),
         (["classroom", "release"], "expected notebooks in solutions, found none"),
         (
             ["classroom", "grade", "nowhere"],

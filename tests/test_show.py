@@ -157,12 +157,12 @@ def test_the_table_has_a_row_per_method_and_links_that_lead_somewhere() -> None:
 
 def test_updating_a_readme_replaces_only_the_table(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
-    path.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
+    path.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n", encoding="utf-8")
     update_readme(path)
     expected = f"before\n\n{BEGIN}\n{methods_table()}\n{END}\n\nafter\n"
-    assert path.read_text() == expected
+    assert path.read_text(encoding="utf-8") == expected
     update_readme(path)
-    assert path.read_text() == expected
+    assert path.read_text(encoding="utf-8") == expected
 
 
 @pytest.mark.parametrize(
@@ -172,10 +172,10 @@ def test_a_readme_without_one_pair_of_markers_is_refused_and_kept(
     tmp_path: Path, text: str
 ) -> None:
     path = tmp_path / "README.md"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(VTError, match="expected one <!-- methods:begin -->"):
         update_readme(path)
-    assert path.read_text() == text
+    assert path.read_text(encoding="utf-8") == text
 
 
 def test_the_readme_has_the_current_table() -> None:

@@ -9,25 +9,34 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from vtlite.storage import VTError, atomic_write, load_tensors, save_tensors, unknown
+from vtlite.backbones import WEIGHTS
+from vtlite.storage import (
+    VTError,
+    as_path,
+    atomic_write,
+    load_tensors,
+    save_tensors,
+    unknown,
+)
 
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
     path = tmp_path / "file.txt"
-    path.write_text("old")
+    path.write_text("old", encoding="utf-8")
     return path
 
 
 def only_the_old_is_there(path: Path) -> bool:
-    return path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+    return path.read_text(encoding="utf-8") == "old" and list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_an_error_while_writing_leaves_the_old_file(old: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), atomic_write(old) as temporary:  # noqa: PT012
-        temporary.write_text("half of the new")
+        temporary.write_text("half of the new", encoding="utf-8")
         raise error
     assert only_the_old_is_there(old)
 
@@ -58,13 +67,13 @@ def test_a_killed_process_leaves_the_old_file_whole(old: Path) -> None:
         [sys.executable, "-c", code, str(old)], cwd=Path(__file__).parents[1], timeout=120
     )
     assert done.returncode == -signal.SIGKILL
-    assert old.read_text() == "old"
+    assert old.read_text(encoding="utf-8") == "old"
 
 
 def test_a_new_file_has_ordinary_permissions(tmp_path: Path) -> None:
-    (tmp_path / "plain").write_text("")
+    (tmp_path / "plain").write_text("", encoding="utf-8")
     with atomic_write(tmp_path / "atomic") as temporary:
-        temporary.write_text("")
+        temporary.write_text("", encoding="utf-8")
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
@@ -132,3 +141,39 @@ def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path: Path) -> N
     else:
         pytest.fail("no length ended in 0x80")
     assert torch.equal(load_tensors(tmp_path / "x.safetensors")[0]["a"], torch.ones(3))
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in WEIGHTS.glob("*.safetensors")))
+def test_the_embedded_weights_carry_their_checksum(name: str, tmp_path: Path) -> None:
+    raw = bytearray((WEIGHTS / f"{name}.safetensors").read_bytes())
+    assert b'"checksum"' in raw
+    raw[-100] ^= 1  # the smallest damage there is
+    (tmp_path / "x").write_bytes(raw)
+    with pytest.raises(VTError, match="is damaged: it does not hold the values"):
+        load_tensors(tmp_path / "x")
+
+
+def test_files_of_other_writers_need_no_checksum(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "t", metadata={"format": "pt", "checksum": "none"})
+    tensors, metadata = load_tensors(tmp_path / "t")
+    assert torch.equal(tensors["a"], torch.ones(2))
+    assert metadata["format"] == "pt"
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(VTError, match="expected a safetensors file, found a folder"):
+        load_tensors(tmp_path)
+    with pytest.raises(VTError, match="expected a file to write, found the folder"):
+        save_tensors(tmp_path, {}, {})
+
+
+@pytest.mark.parametrize("path", [None, 3, "", "a\0b", "\ud800", "x" * 300, b"bytes"])
+def test_what_no_file_can_be_called(path: object) -> None:
+    with pytest.raises(VTError, match="expected a path as text or a Path"):
+        as_path(path)
+
+
+def test_metadata_that_are_no_json(tmp_path: Path) -> None:
+    with pytest.raises(VTError, match="expected metadata of numbers"):
+        save_tensors(tmp_path / "t", {}, {"model": object()})
+    assert not list(tmp_path.iterdir())

@@ -148,3 +148,23 @@ def test_a_task_and_a_number_of_classes_that_contradict_are_refused() -> None:
 def test_an_unknown_kind_in_a_file_is_a_sentence() -> None:
     with pytest.raises(vt.VTError, match=r"expected a task of kind .*, found 'Poem'"):
         Task.from_record({"kind": "Poem", "classes": []})
+
+
+@pytest.mark.parametrize("classes", ["abc", 3, None, [1, 2], {"a": 1}])
+def test_classes_are_names(classes: Any) -> None:
+    with pytest.raises(vt.VTError, match="expected classes as a tuple of names, found"):
+        Classification("c", classes)
+    assert Classification("c", ["a", "b"]).classes == ("a", "b")
+
+
+def test_a_task_without_an_answer_is_refused() -> None:
+    for task, sentence in (
+        (vt.Task("t", ("a",)), "expected a task of one kind, found a Task without a head"),
+        (Classification("c"), "expected a task with classes, found the Classification 'c' without"),
+    ):
+        with pytest.raises(vt.VTError, match=sentence):
+            vt.tune(make_tiny(), "lora", task)
+    with pytest.raises(
+        vt.VTError, match="argument of Classification 'clases': did you mean 'classes'"
+    ):
+        Classification("c", clases=("a",))  # type: ignore[call-arg]

@@ -57,8 +57,8 @@ def test_tables_show_every_row(rows: list[dict]) -> None:
 def test_rows_are_saved_whole_as_json_and_csv(rows: list[dict], tmp_path: Path) -> None:
     tour.save_rows(rows, tmp_path / "t.json")
     tour.save_rows(rows, tmp_path / "t.csv")
-    assert json.loads((tmp_path / "t.json").read_text()) == rows
-    with (tmp_path / "t.csv").open() as file:
+    assert json.loads((tmp_path / "t.json").read_text(encoding="utf-8")) == rows
+    with (tmp_path / "t.csv").open(encoding="utf-8") as file:
         assert [float(row["accuracy"]) for row in csv.DictReader(file)] == [
             row["accuracy"] for row in rows
         ]
@@ -88,6 +88,19 @@ def test_the_default_tour_visits_all_five_groups() -> None:
 
 def test_the_readme_shows_the_committed_tour() -> None:
     root = Path(__file__).parents[1]
-    rows = json.loads((root / "benchmarks/tour.json").read_text())
+    rows = json.loads((root / "benchmarks/tour.json").read_text(encoding="utf-8"))
     assert [row["method"].split("/")[-1] for row in rows] == [*tour.METHODS, "zero_shot"]
-    assert tour.markdown(rows) in (root / "README.md").read_text()
+    assert tour.markdown(rows) in (root / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_method_that_a_backbone_does_not_bear_is_left_out_with_a_line(
+    tiny_task: Task, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resnet = vt.create_backbone("vtlite-resnet", width=8)
+    rows = tour.tour(["vpt_deep", "linear"], tiny_task, resnet, epochs=1, progress=False)
+    assert [row["method"] for row in rows] == ["finetuning/linear"]
+    assert capsys.readouterr().err.startswith("left out: vpt_deep: expected a ViT")
+    with pytest.raises(
+        vt.VTError, match="expected a method that ResNet bears, found none among kd"
+    ):
+        tour.tour(["kd"], tiny_task, resnet, epochs=1, progress=False)

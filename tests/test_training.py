@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -220,7 +221,8 @@ def test_an_empty_data_set_is_an_error() -> None:
 )
 def test_settings_out_of_range(arguments: dict) -> None:
     with pytest.raises(
-        vt.VTError, match="expected epochs and batch_size of at least 1 and lr above 0"
+        vt.VTError,
+        match=r"expected (epochs of at least 1|batch_size of at least 1|lr above 0), found",
     ):
         fit(tuned(), **arguments)
 
@@ -421,3 +423,91 @@ def test_a_plain_network_cannot_be_fitted_merged_or_saved(tmp_path: Path) -> Non
         vt.evaluate(backbone, data())
     with pytest.raises(vt.VTError, match="expected training data, found a model tuned for a numb"):
         vt.fit(tuned())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"epochs": 1.5}, "expected epochs of at least 1, found 1.5; give a whole number"),
+        ({"epochs": True}, "expected epochs of at least 1, found True"),
+        ({"epochs": 10**9}, "expected epochs of at most 1,000,000"),
+        ({"lr": "1e-3"}, "expected lr above 0, found '1e-3'"),
+        ({"lr": math.inf}, "expected lr above 0, found inf"),
+        ({"batch_size": "8"}, "expected batch_size of at least 1, found '8'"),
+        ({"seed": "a"}, "expected seed of at least 0, found 'a'"),
+        ({"seed": 2**64}, "expected seed of at most 4,294,967,295"),
+        ({"warmup": 2}, "expected warmup from 0 to 1, a share of the steps, found 2"),
+        ({"warmup": -1}, "expected warmup from 0 to 1"),
+        ({"weight_decay": -1}, "expected weight_decay of at least 0, found -1"),
+        ({"augment": 3}, "expected augment to map a batch"),
+        ({"augment": lambda x: None}, "expected augment to return images, found NoneType"),
+        ({"augment": lambda x: x.nothing}, "it fails on .*AttributeError"),
+        ({"checkpoint": 3}, "expected a checkpoint as text or a Path, found 3"),
+        ({"checkpoint": "/nowhere/at/all"}, "expected an existing folder to write all into"),
+        ({"progress": "no"}, "expected progress to be True or False"),
+        ({"epoch": 3}, "unknown argument of fit 'epoch': did you mean 'epochs'"),
+        ({"batchsize": 3}, "did you mean 'batch_size'"),
+        ({"val": []}, "expected at least one image in the validation data"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_before_anything_runs(
+    arguments: dict, sentence: str
+) -> None:
+    model = tuned()
+    unchanged(lambda: fit(model, **arguments), model, vt.VTError, sentence)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_fit_trains_where_gradients_are_off(mode: Any) -> None:
+    model, other = tuned(), tuned()
+    with mode():
+        history = fit(model)
+        assert not torch.is_grad_enabled()
+    assert [row["loss"] for row in history] == [row["loss"] for row in fit(other)]
+
+
+def test_numpy_numbers_are_settings() -> None:
+    found = fit(tuned(), epochs=np.int64(2), lr=np.float64(1e-3), batch_size=np.int32(8))
+    assert [row["loss"] for row in found] == [
+        row["loss"] for row in fit(tuned(), epochs=2, lr=1e-3)
+    ]
+
+
+def test_a_checkpoint_of_other_classes_is_refused(tmp_path: Path) -> None:
+    fit(tuned(), checkpoint=tmp_path / "c")
+    other = vt.tune(make_tiny(), "lora", num_classes=4)
+    unchanged(
+        lambda: fit(other, checkpoint=tmp_path / "c"), other, vt.VTError, "another run .task differ"
+    )
+
+
+def test_evaluation_leaves_every_module_in_its_mode() -> None:
+    plain = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(3072, 3)).train()
+    plain[1].eval()
+    vt.evaluate(plain, data())
+    assert [m.training for m in plain.modules()] == [True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ("lora", "expected a model, found 'lora'"),
+        (nn.Conv2d(3, 3, 3), r"expected logits \[B, classes\], found \[30, 3, 30, 30\]"),
+        (nn.Linear(5, 5), r"Linear, which fails on images \[30, 3, 32, 32\]"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)), "expected labels from 0 to 1"),
+    ],
+)
+def test_a_model_that_does_not_answer(model: Any, sentence: str) -> None:
+    with pytest.raises(vt.VTError, match=sentence):
+        vt.evaluate(model, data())
+
+
+def test_weights_of_nan_are_refused_not_scored(tmp_path: Path) -> None:
+    model = tuned()
+    with torch.no_grad():
+        model.head.bias.fill_(math.nan)
+    with pytest.raises(vt.VTError, match="found NaN from Tuned"):
+        vt.evaluate(model, data())
+    with pytest.raises(vt.VTError, match=r"NaN or infinity in network\.head\.bias"):
+        vt.save_delta(model, tmp_path / "d")
+    assert not list(tmp_path.iterdir())

@@ -3,9 +3,11 @@ changed."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -200,3 +202,50 @@ def test_an_interrupted_save_leaves_the_old_file(
 
 def test_methods_compare_by_their_settings() -> None:
     assert AdaptFormer(bottleneck=8).settings() == {"bottleneck": 8, "scale": 0.1, "dropout": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "sentence"),
+    [
+        ("lora", {"alpha": "x"}, "lora: expected alpha to be a number, found 'x'"),
+        ("lora", {"rank": True}, "lora: expected rank to be a whole number, found True"),
+        (
+            "lora",
+            {"layers": "qkv"},
+            "expected layers to be a tuple, each of it a text, found 'qkv'",
+        ),
+        ("lora", {"rnk": 2}, "unknown setting of lora 'rnk': did you mean 'rank'"),
+        ("lora", {"num_clases": 3}, "argument of tune 'num_clases': did you mean 'num_classes'"),
+        ("adaptformer", {"scale": "big"}, "expected scale to be a number"),
+        ("adaptformer", {"dropout": math.nan}, "expected dropout to be a number, found nan"),
+        ("dylora", {"frozen": 1}, "expected frozen to be True or False"),
+        ("kd", {"depth": "3"}, "expected depth to be a whole number or None"),
+        ("kd", {"teacher": "x"}, "expected teacher as a network"),
+        ("kd", {"student": nn.Linear(2, 2)}, "expected a backbone of vtlite's or timm's"),
+        ("kd", {"teacher_method": "lorra"}, "unknown method 'lorra': did you mean 'lora'"),
+        ("lora", {"seed": "a"}, "expected seed of at least 0, found 'a'"),
+    ],
+)
+def test_a_setting_of_another_kind_is_one_sentence(
+    method: str, settings: dict, sentence: str
+) -> None:
+    with pytest.raises(vt.VTError, match=sentence):
+        vt.tune(make_tiny(), method, 3, **settings)
+    if not settings.keys() & {"seed", "num_clases"} and method != "kd":
+        with pytest.raises(vt.VTError, match=sentence):
+            vt.find_method(method)(**settings)
+
+
+def test_lists_and_numpys_numbers_are_settings_that_a_delta_keeps(tmp_path: Path) -> None:
+    model = vt.tune(
+        make_tiny(), vt.find_method("lora"), 3, layers=["qkv"], rank=np.int64(2), alpha=4
+    )
+    assert model.method == vt.find_method("lora")(layers=("qkv",), rank=2, alpha=4.0)
+    vt.save_delta(model, tmp_path / "d")
+    assert vt.load_delta(make_tiny(), tmp_path / "d").method == model.method
+
+
+def test_merging_draws_no_random_numbers() -> None:
+    model, state = vt.tune(make_tiny(), "lora", 3), torch.get_rng_state()
+    vt.merge(model)
+    assert torch.equal(state, torch.get_rng_state())

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from vtlite.__main__ import main
 from vtlite.backbones import load_clip
 from vtlite.backbones.base import Pixels
 from vtlite.data import draw, sheets
 from vtlite.storage import VTError
-from vtlite.zero_shot import class_features, name_pictures, read_picture, zero_shot
+from vtlite.zero_shot import ZeroShot, class_features, name_pictures, read_picture, zero_shot
 
 SMALL = Pixels((32, 32))
 
@@ -111,8 +112,8 @@ def test_an_apple_is_an_apple(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ("arguments", "sentence"),
     [
         (["none.png"], "expected a picture such as a PNG, JPEG or WebP, found no file: none.png"),
-        (["text.png"], "found a file that is none, or is damaged: text.png"),
-        (["half.png"], "found a file that is none, or is damaged: half.png"),
+        (["text.png"], "expected an image, found text.png, which cannot be read"),
+        (["half.png"], "expected an image, found half.png, which cannot be read"),
         (["."], "expected a picture"),
         (["apple.png", "--names", ","], "expected a list of class names"),
         (["apple.png", "--template", "an emoji"], "a place for the name, found 'an emoji'"),
@@ -143,3 +144,36 @@ def test_a_picture_that_is_too_large_is_refused(
     monkeypatch.setattr("vtlite.zero_shot.MAX_PIXELS", 100)
     with pytest.raises(VTError, match="at most 100 pixels, found 200x200"):
         read_picture(apple(tmp_path / "apple.png"), SMALL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"clip": nn.Identity()}, "expected a model of two towers, found Identity"),
+        ({"images": None}, "found NoneType; pass a tensor"),
+        ({"images": torch.zeros(1, 3, 32, 32, dtype=torch.uint8)}, "found dtype torch.uint8"),
+        ({"images": torch.zeros(1, 32, 32, 3)}, "put the channels first"),
+        ({"images": torch.full((1, 3, 32, 32), torch.nan)}, "expected finite pixels"),
+        ({"classes": "cat"}, "expected a list of class names"),
+        ({"classes": ["cat", 3]}, "expected a list of class names"),
+        ({"classes": None}, "expected a list of class names"),
+        ({"template": 3}, "at least one template, found .* and 3"),
+    ],
+)
+def test_wrong_values_are_one_sentence(arguments: dict, sentence: str) -> None:
+    right = {"clip": load_clip(), "images": torch.zeros(1, 3, 32, 32), "classes": ["cat"]}
+    with pytest.raises(VTError, match=sentence):
+        zero_shot(**{**right, **arguments})
+
+
+def test_a_single_path_is_not_read_as_letters(tmp_path: Path) -> None:
+    with pytest.raises(
+        VTError, match=r"expected a list of picture files, found '.*'; write \[path\]"
+    ):
+        name_pictures(load_clip(), "apple.png", ["apple"])
+
+
+def test_the_model_that_is_asked_stays_trainable() -> None:
+    clip = load_clip()
+    ZeroShot(clip, ["cat", "dog"])
+    assert all(p.requires_grad for p in clip.parameters())

@@ -4,6 +4,7 @@ bench-ops | networks | classroom`."""
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -175,8 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     grade = actions.add_parser(
         "grade",
         help=(
-            "mark FOLDER/STUDENT/ASSIGNMENT.ipynb or FOLDER/STUDENT.ipynb; continues where it"
-            " stopped"
+            "mark FOLDER/STUDENT/ASSIGNMENT.ipynb, FOLDER/STUDENT.ipynb, or what Moodle or Canvas"
+            " exports; continues where it stopped"
         ),
     )
     grade.add_argument("folder", type=Path)
@@ -193,13 +194,16 @@ def _parser() -> argparse.ArgumentParser:
         help="such as 02_fine_tuning; needed when files are named by student alone",
     )
     grade.add_argument(
-        "--seconds", type=int, default=180, help="for one submission (default: %(default)s)"
+        "--seconds", type=int, default=180, help="for one whole notebook (default: %(default)s)"
     )
     grade.add_argument(
         "--cell-seconds", type=int, default=30, help="for one cell or check (default: %(default)s)"
     )
     grade.add_argument(
         "--memory", type=int, default=4096, help="MB of data per process (default: %(default)s)"
+    )
+    grade.add_argument(
+        "--disk", type=int, default=256, help="MB of a submission's files (default: %(default)s)"
     )
     grade.add_argument(
         "--workers", type=int, default=2, help="submissions at a time (default: %(default)s)"
@@ -228,6 +232,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a user's mistake prints one sentence and returns 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without a letter gets a "?" for it
+            stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     from vtlite.storage import VTError
 
@@ -244,6 +251,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
         return 0
+    except OSError as error:  # a folder that can't be made, a file that can't be read
+        print(f"error: {error}; check the path and its permissions", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -310,11 +320,11 @@ def _classroom(arguments: argparse.Namespace) -> None:
     from vtlite.storage import VTError
 
     try:
-        import nbclient  # noqa: F401
+        import IPython  # noqa: F401
         import nbformat  # noqa: F401
     except ImportError as error:
         raise VTError(
-            "the classroom needs nbclient and nbformat; install them with: pip install"
+            "the classroom needs IPython and nbformat; install them with: pip install"
             " 'vtlite[classroom]'"
         ) from error
     if arguments.action == "release":
@@ -336,9 +346,12 @@ def _classroom(arguments: argparse.Namespace) -> None:
 
         progress(arguments.exercises, arguments.lessons)
         return
+    from vtlite.arguments import whole
     from vtlite.classroom.grade import Limits, grade, what_holds
 
-    limits = Limits(arguments.seconds, arguments.cell_seconds, arguments.memory)
+    numbers = ("seconds", "cell_seconds", "memory", "disk", "workers")
+    *amounts, workers = [whole(name, getattr(arguments, name)) for name in numbers]
+    limits = Limits(*amounts)
     print(f"limits: {what_holds(limits)}")
     rows = grade(
         arguments.folder,
@@ -346,7 +359,7 @@ def _classroom(arguments: argparse.Namespace) -> None:
         arguments.solutions,
         arguments.assignment,
         limits,
-        arguments.workers,
+        workers,
     )
     for row in rows:
         print(f"{row['student']:20} {row['points']:5g} of {row['of']:g}  {row['status']}")
@@ -364,14 +377,15 @@ def _counted(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
+    from vtlite.arguments import whole
     from vtlite.bench import BENCHED, bench, costs, costs_markdown, entries_of, markdown, summary
     from vtlite.storage import unknown
 
     for task in arguments.task or ():
         if task not in BENCHED:
             raise unknown("task", task, BENCHED)
-    entries = entries_of(arguments.group)
-    runs = bench(arguments.results, arguments.workers, entries, tuple(arguments.task or BENCHED))
+    entries, workers = entries_of(arguments.group), whole("workers", arguments.workers)
+    runs = bench(arguments.results, workers, entries, tuple(arguments.task or BENCHED))
     rows = summary([run for run in runs if run["entry"] in entries])
     tables = {
         "accuracy": markdown(rows),
@@ -405,7 +419,11 @@ def _data(arguments: argparse.Namespace) -> None:
             print(_about_task(name))
         return
     from vtlite.plots import save_figure, show_task
+    from vtlite.storage import VTError
 
+    figure = arguments.figure
+    if figure is not None and figure.suffix not in (".png", ".svg", ".pdf"):
+        raise VTError(f"expected a figure that ends in .png, .svg or .pdf, found {figure.name}")
     task = load_task(arguments.task)
     path = (
         arguments.figure

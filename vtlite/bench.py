@@ -241,7 +241,7 @@ def _read(results: Path) -> list[dict[str, Any]]:
     if not results.exists():
         return []
     try:
-        return json.loads(results.read_text())
+        return json.loads(results.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise VTError(
             f"{results} is not a results file ({error}); delete it or give another path"
@@ -250,7 +250,9 @@ def _read(results: Path) -> list[dict[str, Any]]:
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with atomic_write(path) as temporary:
-        temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+        temporary.write_text(
+            "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8"
+        )
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

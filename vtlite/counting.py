@@ -267,7 +267,7 @@ def _read(path: Path) -> list[Row]:
     if not path.exists():
         return []
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise VTError(
             f"{path} is not a file of counted steps ({error}); delete it or give another path"
@@ -276,4 +276,6 @@ def _read(path: Path) -> list[Row]:
 
 def _write(path: Path, rows: list[Row]) -> None:
     with atomic_write(path) as temporary:
-        temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+        temporary.write_text(
+            "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8"
+        )

@@ -7,14 +7,19 @@ equality, copies, deltas and resuming need nothing of it. Most methods write `at
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import re
+import typing
 from collections.abc import Callable
+from functools import cache
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 from torch import Tensor, nn
 
-from vtlite.storage import VTError, unknown
+from vtlite.arguments import expect_kinds
+from vtlite.storage import VTError, said, unknown
 from vtlite.task import Task
 
 Backbone = Any  # one of ours or timm's; `tune` checks for the names that they share
@@ -94,6 +99,8 @@ class Tuned(nn.Module):
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(trainable, total) numbers of parameters, the head included."""
+    if not isinstance(model, nn.Module):
+        raise VTError(f"expected a model, found {said(model)}; pass what vt.tune gave")
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
 
@@ -135,6 +142,29 @@ class Method:
             name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
             cls.key = place if place != cls.__module__.replace(".", "/") else f"own/{name}"
         METHODS[cls.key] = cls
+
+    def __new__(cls, *values: Any, **settings: Any) -> Method:
+        parameters = inspect.signature(cls.__init__).parameters
+        known, any_ = [*parameters][1:], inspect.Parameter.VAR_KEYWORD
+        open_ = any(p.kind is any_ for p in parameters.values())  # an __init__ of one's own
+        for setting in settings:
+            if setting not in known and not open_:
+                if known:
+                    raise unknown(f"setting of {short(cls.key)}", setting, known)
+                raise VTError(
+                    f"unknown setting of {short(cls.key)} {setting!r}: {short(cls.key)} has no "
+                    "settings; leave it out"
+                )
+        return super().__new__(cls)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        hints = _hints(type(self))  # type: ignore[arg-type]  # mypy: a class is hashable
+        expect_kinds(short(self.key), {name: value}, hints)
+        if isinstance(value, list):
+            value = tuple(value)
+        elif hints.get(name) is float:
+            value = float(value)
+        object.__setattr__(self, name, value.item() if isinstance(value, np.generic) else value)
 
     # How a model is made
 
@@ -193,7 +223,17 @@ class Method:
         """Raise the one-sentence error for a setting out of its range."""
         if not condition:
             found = getattr(self, setting)
-            raise VTError(f"{short(self.key)}: expected {setting} {wanted}, found {found!r}")
+            raise VTError(f"{short(self.key)}: expected {setting} {wanted}, found {said(found)}")
+
+
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    """The types of a method's settings; none where they name what only a function knows."""
+    try:
+        hints = typing.get_type_hints(cls)
+    except NameError:
+        return {}
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
 def short(key: str) -> str:
@@ -204,23 +244,25 @@ def short(key: str) -> str:
 def find_method(name: str) -> type[Method]:
     """A method's class by its full key or the last part of it. Raises `VTError` with the nearest
     names."""
-    wanted = str(name).replace("-", "_")
+    wanted = name.replace("-", "_") if isinstance(name, str) else None
     found = [cls for key, cls in METHODS.items() if wanted in (key, short(key))]
     if not found:
         raise unknown("method", name, [short(key) for key in METHODS])
     return found[0]
 
 
-def make_method(name: str | Method, **settings: Any) -> Method:
-    """A method of one's own to tune with, from its name and settings, or a copy of one already
-    made."""
-    cls = type(name) if isinstance(name, Method) else find_method(name)
-    fields = [field.name for field in dataclasses.fields(cls) if field.init]
-    for setting in settings:
-        if setting not in fields:
-            if fields:
-                raise unknown(f"setting of {short(cls.key)}", setting, fields)
-            raise VTError(
-                f"unknown setting of {name} {setting!r}: {name} has no settings; leave it out"
-            )
-    return dataclasses.replace(name, **settings) if isinstance(name, Method) else cls(**settings)
+def make_method(name: str | Method | type[Method], **settings: Any) -> Method:
+    """A method of one's own to tune with, from its name (or class) and settings, or a copy of one
+    already made."""
+    if isinstance(name, Method):
+        type(name).__new__(type(name), **settings)  # refuses unknown ones in a sentence
+        method = dataclasses.replace(name, **settings)
+    else:
+        cls = name if isinstance(name, type) and issubclass(name, Method) else find_method(name)
+        method = cls(**settings)
+    if type(method).attach is Method.attach and type(method).build is Method.build:
+        raise VTError(
+            f"expected a method that changes a backbone, found {said(method)}, which does not say "
+            "how; write its attach, or choose another"
+        )
+    return method

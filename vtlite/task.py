@@ -7,7 +7,7 @@ answer, what the loss of an answer is, and how good the answers to a whole split
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vtlite.backbones.base import about, feature_maps, features
 from vtlite.ops.cross_entropy import cross_entropy
-from vtlite.storage import VTError
+from vtlite.storage import VTError, said, unknown
 
 KINDS: dict[str, type[Task]] = {}
 
@@ -45,6 +45,22 @@ class Task:
     def __init_subclass__(cls) -> None:
         KINDS[cls.__name__] = cls
 
+    def __new__(cls, *values: Any, **named: Any) -> Task:
+        known = [field.name for field in fields(cls)]
+        for name in named:
+            if name not in known:
+                raise unknown(f"argument of {cls.__name__}", name, known)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        listed = isinstance(self.classes, tuple | list)
+        if not listed or not all(isinstance(name, str) for name in self.classes):
+            raise VTError(
+                f"expected classes as a tuple of names, found {said(self.classes)}; "
+                'write classes=("cat", "dog")'
+            )
+        object.__setattr__(self, "classes", tuple(self.classes))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Task:
         return self  # it never changes, and its images need no second copy
 
@@ -63,7 +79,10 @@ class Task:
 
     def head(self, backbone: Any) -> nn.Module:
         """A fresh head, from the backbone's features to the answer."""
-        raise NotImplementedError
+        raise VTError(
+            f"expected a task of one kind, found a {type(self).__name__} without a head; make it "
+            "one, e.g. vtlite.task.Classification(classes=...)"
+        )
 
     def loss(self, answers: Any, targets: Any) -> Tensor:
         """The mean loss of a batch of answers -> scalar."""
@@ -73,8 +92,10 @@ class Task:
         """How good the answers to a whole split are, by name; `metric` is among the names."""
         raise NotImplementedError
 
-    def check(self, targets: Any) -> None:
-        """Raise `VTError` for targets that this task can't have."""
+    def check(self, targets: Any) -> Any:
+        """A batch of targets as `loss` and `score` take them. Raises `VTError` for those that this
+        task can't have."""
+        return targets
 
     def record(self) -> dict[str, Any]:
         """What a file has to say to ask the same again, as JSON-able values; no data."""
@@ -83,16 +104,21 @@ class Task:
     @staticmethod
     def from_record(record: dict[str, Any]) -> Task:
         """The task of a `record`, without data. Raises `VTError` for an unknown kind."""
-        known = {key: value for key, value in record.items() if key != "kind"}
-        if record.get("kind") not in KINDS:
+        kind = record.get("kind") if isinstance(record, dict) else None
+        if not isinstance(kind, str) or kind not in KINDS:
             raise VTError(
-                f"expected a task of kind {', '.join(KINDS)}, found {record.get('kind')!r}; "
+                f"expected a task of kind {', '.join(KINDS)}, found {said(kind)}; "
                 "import the module that defines it first"
             )
-        known["classes"] = tuple(known["classes"])
-        if "parts" in known:
-            known["parts"] = {k: Task.from_record(part) for k, part in known["parts"].items()}
-        return KINDS[record["kind"]](**known)
+        known = {key: value for key, value in record.items() if key != "kind"}
+        try:
+            if "parts" in known:
+                known["parts"] = {k: Task.from_record(part) for k, part in known["parts"].items()}
+            return KINDS[kind](**known)
+        except (TypeError, AttributeError) as error:
+            raise VTError(
+                f"expected the record of a {kind}, found another ({error}); the file is damaged"
+            ) from error
 
 
 class Classification(Task):
@@ -109,8 +135,10 @@ class Classification(Task):
     def score(self, answers: Tensor, targets: Tensor) -> dict[str, float]:
         return {"accuracy": (answers.argmax(dim=1) == targets).double().mean().item()}
 
-    def check(self, targets: Tensor) -> None:
-        check_labels(targets, self.num_classes)
+    def check(self, targets: Tensor) -> Tensor:
+        if isinstance(targets, Tensor) and targets.ndim == 2 and targets.shape[1] == 1:
+            targets = targets[:, 0]  # a column, as in tables
+        return check_labels(targets, self.num_classes, ("B",))
 
 
 class MultiLabel(Task):
@@ -138,12 +166,21 @@ class MultiLabel(Task):
         exact = ((answers > 0) == (targets > 0.5)).all(dim=1)
         return {"mAP": average.mean().item(), "exact": exact.double().mean().item()}
 
-    def check(self, targets: Tensor) -> None:
-        if targets.ndim != 2 or targets.shape[1] != self.num_classes:
+    def check(self, targets: Tensor) -> Tensor:
+        tensor = isinstance(targets, Tensor)
+        if not tensor or targets.ndim != 2 or targets.shape[1] != self.num_classes:
             raise VTError(
-                f"expected targets [B, {self.num_classes}] of zeros and ones, found shape "
-                f"{list(targets.shape)}; give one number for each class"
+                f"expected targets [B, {self.num_classes}] of zeros and ones, found "
+                + (f"shape {list(targets.shape)}" if tensor else type(targets).__name__)
+                + "; give one number for each class"
             )
+        if not ((targets >= 0) & (targets <= 1)).all():  # NaN is neither
+            raise VTError(
+                f"expected targets [B, {self.num_classes}] of zeros and ones, found "
+                f"{targets.min().item():g} to {targets.max().item():g}; give 1 for the classes that "
+                "an image shows"
+            )
+        return targets
 
 
 class PatchDecoder(nn.Module):
@@ -188,8 +225,10 @@ class Segmentation(Task):
         ratio = both[either > 0].double() / either[either > 0]
         return {"mIoU": ratio.mean().item(), "pixels": (found == targets).double().mean().item()}
 
-    def check(self, targets: Tensor) -> None:
-        check_labels(targets, self.num_classes)
+    def check(self, targets: Tensor) -> Tensor:
+        if isinstance(targets, Tensor) and targets.ndim == 4 and targets.shape[1] == 1:
+            targets = targets[:, 0]  # a channel, as images have
+        return check_labels(targets, self.num_classes, ("B", "H", "W"))
 
     def record(self) -> dict[str, Any]:
         return {**super().record(), "upsample": self.upsample}
@@ -251,9 +290,14 @@ class Several(Task):
         metrics = [scores[f"{name}/{part.metric}"] for name, part in self.parts.items()]
         return {"accuracy": sum(metrics) / len(metrics), **scores}
 
-    def check(self, targets: dict[str, Any]) -> None:
-        for name, part in self.parts.items():
-            part.check(targets[name])
+    def check(self, targets: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(targets, dict) or self.parts.keys() - targets.keys():
+            found = ", ".join(targets) if isinstance(targets, dict) else "no dict"
+            raise VTError(
+                f"expected targets as a dict of {', '.join(self.parts)}, found {found}; give each "
+                "image an answer to every question"
+            )
+        return {name: part.check(targets[name]) for name, part in self.parts.items()}
 
     def record(self) -> dict[str, Any]:
         return {**super().record(), "parts": {k: part.record() for k, part in self.parts.items()}}
@@ -267,10 +311,25 @@ class Stream(Classification):
     stages: tuple[Task, ...] = field(default=(), repr=False)
 
 
-def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Raise `VTError` unless all labels lie between 0 and num_classes - 1."""
-    if labels.min() < 0 or labels.max() >= num_classes:
+def check_labels(labels: Tensor, num_classes: int, axes: tuple[str, ...] = ("B",)) -> Tensor:
+    """The labels as int64. Raises `VTError` unless they are whole numbers between 0 and num_classes
+    - 1, with the dimensions that `axes` names."""
+    wanted = f"labels [{', '.join(axes)}]"
+    if not isinstance(labels, Tensor) or labels.ndim != len(axes):
+        tensor = isinstance(labels, Tensor)
+        found = f"shape {list(labels.shape)}" if tensor else type(labels).__name__
+        one_hot = tensor and labels.shape[1:] == (num_classes,)
+        raise VTError(
+            f"expected {wanted} from 0 to {num_classes - 1}, found {found}; "
+            + ("take labels.argmax(1)" if one_hot else "give each image one label")
+        )
+    if labels.is_floating_point() or labels.is_complex():
+        raise VTError(
+            f"expected {wanted} as whole numbers, found {labels.dtype}; convert them with .long()"
+        )
+    if labels.numel() and (labels.min() < 0 or labels.max() >= num_classes):
         raise VTError(
             f"expected labels from 0 to {num_classes - 1}, found {int(labels.min())} to "
             f"{int(labels.max())}; tune with the task's num_classes, or count labels from 0"
         )
+    return labels.long()

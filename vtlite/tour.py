@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,11 +53,18 @@ def tour(
 ) -> list[Row]:
     """Tune a backbone with each method on one task -> one row per method (see `measure`).
 
-    Names or loaded objects may be given. Everything is validated before the first training starts.
+    Names or loaded objects may be given. Everything is validated before the first training starts;
+    a method that this backbone or task does not bear is left out, with a line that says so.
     """
     keys = [find_method(name).key for name in methods]
     backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
     task = load_task(task, like=backbone) if isinstance(task, str) else task
+    keys = [key for key in keys if _bears(backbone, key, task)]
+    if not keys:
+        raise VTError(
+            f"expected a method that {type(backbone).__name__} bears, found none among "
+            f"{', '.join(methods)}; name others with --methods"
+        )
     rows = []
     with tqdm(keys, desc=f"tour of {task.name}", unit="method", disable=not progress) as bar:
         for key in bar:
@@ -73,6 +81,16 @@ def tour(
                 }
             )
     return rows
+
+
+def _bears(backbone: Backbone, key: str, task: Task) -> bool:
+    """Whether `tune` takes the method for this backbone and task; if not, it is said why."""
+    try:
+        tune(backbone, key, task, **find_method(key).small)
+    except VTError as refusal:
+        print(f"left out: {refusal}", file=sys.stderr)
+        return False
+    return True
 
 
 def two_towers(task: Task, backbone: Backbone) -> list[Row]:
@@ -164,7 +182,7 @@ def save_rows(rows: Sequence[Row], path: Path) -> None:
     else:
         json.dump(list(rows), buffer, indent=1)
     with atomic_write(path) as temporary:
-        temporary.write_text(buffer.getvalue())
+        temporary.write_text(buffer.getvalue(), encoding="utf-8")
 
 
 def run(

@@ -15,15 +15,17 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from vtlite.arguments import expect_kinds, named, number, seed_number, whole
 from vtlite.backbones.base import outside, pixels_of
+from vtlite.data.items import Features, as_items, batches
 from vtlite.journal import Journal
 from vtlite.method import Tuned, short
-from vtlite.storage import VTError
-from vtlite.task import Classification, Task, check_labels
-from vtlite.tuning import trained_state
+from vtlite.storage import VTError, as_path, expect_folder, said
+from vtlite.task import Classification, Task
+from vtlite.tuning import evaluating, trained_state
 
 History = list[dict[str, float]]
 
@@ -32,6 +34,7 @@ class Diverged(VTError):
     """The loss is no longer finite: the learning rate is too large."""
 
 
+@named
 def fit(
     model: Tuned,
     train: Dataset[Any] | None = None,
@@ -50,35 +53,40 @@ def fit(
     """Train `model` as its method says and return one dict per epoch: epoch, loss, lr, seconds and,
     with validation data, val_loss and the task's scores (val_accuracy).
 
-    Without `train`, the task that the model was tuned for is trained and validated on. `lr` is the
-    method's own if not given. The learning rate rises linearly over the first `warmup` share of the
+    Without `train`, the task that the model was tuned for is trained and validated on. Items of
+    `train` and `val` are (float image, label), or dicts of both as in Hugging Face's data sets. `lr`
+    is the method's own if not given. The learning rate rises linearly over the first `warmup` share of the
     steps and falls to zero along a cosine. `seed` fixes the order of the images and all random
     numbers; torch's own generator is left as it was. `augment` maps each batch before the model
     sees it. With `checkpoint`, the state is kept in that file after every epoch, and the same call
     continues from there, to the same result as if it had never stopped.
 
     All of it happens to a copy, which takes the model's place when it has finished: a training that
-    is interrupted or fails leaves the model as it was. Raises `VTError` for an empty data set,
-    targets out of range, NaN in an image, a loss that is not finite (`Diverged`, with step and
-    learning rate), or a checkpoint of another run.
+    is interrupted or fails leaves the model as it was. Raises `VTError` for settings out of range,
+    an empty data set, targets out of range, NaN in an image, a loss that is not finite (`Diverged`,
+    with step and learning rate), or a checkpoint of another run.
     """
-    if not isinstance(model, Tuned):
+    _expect_tuned(model)
+    epochs, batch_size = whole("epochs", epochs), whole("batch_size", batch_size)
+    lr = number("lr", model.method.lr if lr is None else lr, "above 0", lambda n: n > 0)
+    weight_decay = number("weight_decay", weight_decay, "of at least 0", lambda n: n >= 0)
+    warmup = number("warmup", warmup, "from 0 to 1, a share of the steps", lambda n: 0 <= n <= 1)
+    seed = seed_number(seed)
+    expect_kinds("fit", {"progress": progress}, {"progress": bool})
+    if augment is not None and not callable(augment):
         raise VTError(
-            f"expected a model that vt.tune made, found {type(model).__name__}; "
-            'tune it first, e.g. vt.tune(backbone, "lora", num_classes=10)'
+            f"expected augment to map a batch of images to another, found {said(augment)}; "
+            "pass a function"
         )
+    if checkpoint is not None:
+        checkpoint = as_path(checkpoint, "checkpoint")
+        expect_folder(checkpoint)
     task = _with_data(model.task, train, val)
-    _expect_items(task.train, "training")
     _warn_of_pixels(model, task.train)
-    lr = model.method.lr if lr is None else lr
-    if epochs < 1 or batch_size < 1 or not lr > 0:
-        raise VTError(
-            "expected epochs and batch_size of at least 1 and lr above 0, "
-            f"found {epochs}, {batch_size} and {lr}"
-        )
     identity = {
         "method": model.method.key,
         "settings": model.method.settings(),
+        "task": model.task.record(),
         "backbone": model.fingerprint,
         "epochs": epochs,
         "lr": lr,
@@ -98,30 +106,37 @@ def fit(
         augment=augment,
         progress=progress,
         val=task.val,
-        journal=Journal(Path(checkpoint) if checkpoint else None, identity),
+        journal=Journal(checkpoint, identity),
     )
-    trial = lazy_copy(model)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
+        trial = lazy_copy(model)
         trial.method.fit(trial, task, loop)
-    trial.zero_grad(set_to_none=True)
-    model.network, model.method = trial.network.eval(), trial.method
-    model.eval()
-    return loop.history_of(trial)
+    trial.eval().zero_grad(set_to_none=True)
+    history = loop.history_of(trial)
+    model.method = trial.method
+    model.network = trial.network  # one step: an interruption finds the old model or the new one
+    model.training = False
+    return history
 
 
-def _warn_of_pixels(model: Tuned, train: Any) -> None:
-    """Say so if some of the images are far outside the range that the backbone was trained on."""
+def _expect_tuned(model: Any) -> None:
+    if not isinstance(model, Tuned):
+        raise VTError(
+            f"expected a model that vt.tune made, found {type(model).__name__}; "
+            'tune it first, e.g. vt.tune(backbone, "lora", num_classes=10)'
+        )
+
+
+def _warn_of_pixels(model: Tuned, data: Any) -> None:
+    """Say so if some of the images can't be in the range that the backbone was trained on."""
     backbone = getattr(model.network, "backbone", None)
     if backbone is None:
         return
     with torch.random.fork_rng(devices=[]):  # an item may draw its augmentation
-        items = [train[i][0] for i in range(0, len(train), max(1, len(train) // 8))]
-    images = [x for x in items if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
-    for image in images:
-        if image.isfinite().all() and (why := outside(pixels_of(backbone), image)):
-            warnings.warn(why, stacklevel=3)
-            return
+        images = [data[i][0] for i in range(0, len(data), max(1, len(data) // 8))]
+    if why := outside(pixels_of(backbone), images):
+        warnings.warn(why, stacklevel=4)  # at the line of the user
 
 
 def lazy_copy(model: Tuned) -> Tuned:
@@ -200,16 +215,16 @@ class _Run:
     """One training: what it trains on and where it stands."""
 
     def __init__(self, loop: Train, model: Tuned, data: Dataset[Any] | None, step: int) -> None:
-        _expect_items(data, "training")
         self.loop, self.model, self.step = loop, model, step
-        self.data: Any = data
+        self.data: Any = as_items(data, "training")
         self.val: Any = loop.val
         self.network: Any = model
         self.seed = loop.seed + 7919 * step
         if model.method.frozen_features and loop.augment is None and _backbone_is_frozen(model):
             self.data, self.network = extract_features(model, data, loop.batch_size), _Head(model)
-            self.val = self.val and extract_features(model, self.val, loop.batch_size)
-        self.device = next(model.parameters()).device
+            if self.val is not None:
+                self.val = extract_features(model, self.val, loop.batch_size)
+        self.device = device_of(model)
         self.steps_per_epoch = math.ceil(len(self.data) / loop.batch_size)
         self.total = loop.epochs * self.steps_per_epoch
         self.optimizer = torch.optim.AdamW(parameter_groups(model, loop.weight_decay), lr=loop.lr)
@@ -227,8 +242,8 @@ class _Run:
         torch.manual_seed(self.seed * 1_000_003 + epoch)
         start, loss_sum, seen, ended = time.perf_counter(), 0.0, 0, False
         self.model.train()
-        batches = DataLoader(self.data, self.loop.batch_size, shuffle=True)
-        for step, (inputs, targets) in enumerate(batches, epoch * self.steps_per_epoch):
+        shuffled = batches(self.data, self.loop.batch_size, shuffle=True)
+        for step, (inputs, targets) in enumerate(shuffled, epoch * self.steps_per_epoch):
             if each is not None and each(step / self.total):
                 ended = True
                 break
@@ -242,7 +257,7 @@ class _Run:
             "lr": self.lr_at((epoch + 1) * self.steps_per_epoch - 1),
         }
         if self.val is not None:
-            scores = evaluate(self.network, self.val, task=self.model.task)
+            scores = _scores(self.network, self.val, 200, self.model.task)
             row.update({f"val_{name}": value for name, value in scores.items()})
         shown = ("loss", f"val_{self.model.task.metric}")
         bar.set_postfix({name: f"{row[name]:.3f}" for name in shown if name in row})
@@ -250,18 +265,18 @@ class _Run:
         return ended
 
     def one_step(self, step: int, inputs: Any, targets: Any) -> float:
-        self.model.task.check(targets)
+        targets = self.model.task.check(targets)
         lr = self.lr_at(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["scale"](step / self.total)
         self.optimizer.zero_grad(set_to_none=True)
-        seen = self.loop.augment(inputs) if self.loop.augment else inputs
+        seen = self.augmented(inputs)
         loss = self.model.method.backward(self.network, seen, targets).item()
         if not math.isfinite(loss):
-            if not torch.isfinite(inputs).all():
+            if not torch.isfinite(seen).all():
                 raise VTError(
-                    "expected finite pixels, found NaN or infinity in an image at step "
-                    f"{step + 1}; clean the data set first"
+                    "expected finite pixels, found NaN or infinity in an augmented image at step "
+                    f"{step + 1}; mend augment"
                 )
             raise Diverged(
                 f"the loss became {loss} at step {step + 1} with learning rate {lr:.2g}; "
@@ -269,6 +284,23 @@ class _Run:
             )
         self.optimizer.step()
         return loss
+
+    def augmented(self, inputs: Any) -> Any:
+        if self.loop.augment is None:
+            return inputs
+        try:
+            seen = self.loop.augment(inputs)
+        except Exception as error:  # it is the user's
+            raise VTError(
+                "expected augment to map a batch of images to another, but it fails on "
+                f"{list(inputs.shape)} ({_first_line(error)}); try it by itself"
+            ) from error
+        if not isinstance(seen, Tensor):
+            raise VTError(
+                f"expected augment to return images, found {type(seen).__name__}; let it return a "
+                "tensor"
+            )
+        return seen
 
     def lr_at(self, step: int) -> float:
         """Linear warm-up, then cosine to zero at the end of the last step."""
@@ -329,7 +361,7 @@ def parameter_groups(model: Tuned, weight_decay: float) -> list[dict[str, Any]]:
     return groups
 
 
-@torch.no_grad()
+@named
 def evaluate(
     model: nn.Module, data: Dataset[Any], batch_size: int = 200, task: Task | None = None
 ) -> dict[str, float]:
@@ -337,27 +369,78 @@ def evaluate(
     mode -> {"accuracy", "loss"}.
 
     The task is the model's own; of a model without one, images to logits are taken for a
-    classification. Raises `VTError` for an empty data set or targets out of range.
+    classification. Items of `data` are as for `fit`. Raises `VTError` for an empty data set, targets
+    out of range, or a model that does not answer.
     """
-    _expect_items(data, "evaluation")
-    first = next(iter(model.parameters()), torch.empty(0))
-    training, answers, targets = model.training, [], []
-    model.eval()
+    if not isinstance(model, nn.Module):
+        raise VTError(
+            f"expected a model, found {said(model)}; pass one that vt.tune or vt.merge made"
+        )
+    if not (task is None or isinstance(task, Task)):
+        raise VTError(f"expected a task, found {said(task)}; leave it out, or vt.load_task one")
+    data, batch_size = as_items(data, "evaluation"), whole("batch_size", batch_size)
+    if isinstance(model, Tuned):
+        _warn_of_pixels(model, data)
+    return _scores(model, data, batch_size, task or getattr(model, "task", None))
+
+
+def _scores(model: nn.Module, data: Any, batch_size: int, task: Task | None) -> dict[str, float]:
+    device, answers, targets = device_of(model), [], []
+    with evaluating(model):
+        for inputs, target in batches(data, batch_size):
+            answers.append(_answer(model, to_device(inputs, device)))
+            task = task or _classification(model, answers[-1])
+            targets.append(to_device(task.check(target), device))
+        assert task is not None
+        whole_answer, expected = joined(answers), joined(targets)
+        if isinstance(whole_answer, Tensor) and whole_answer.isnan().any():
+            raise VTError(
+                f"expected numbers as answers, found NaN from {type(model).__name__}; "
+                "its weights are damaged or its training went wrong"
+            )
+        try:
+            loss = task.loss(whole_answer, expected).item()
+            return {**task.score(whole_answer, expected), "loss": loss}
+        except (RuntimeError, IndexError, KeyError, TypeError) as error:
+            raise VTError(
+                f"expected answers to a {type(task).__name__} of {task.num_classes} classes, found "
+                f"others from {type(model).__name__} ({_first_line(error)}); pass the task that the "
+                "model was made for"
+            ) from error
+
+
+def _answer(model: nn.Module, inputs: Tensor) -> Any:
+    """What a model says to a batch. Raises `VTError` if it fails, as a model of one's own may."""
     try:
-        for inputs, target in DataLoader(data, batch_size):
-            answers.append(model(to_device(inputs, first.device)))
-            targets.append(to_device(target, first.device))
-            task = task or getattr(model, "task", None) or _classification(model, answers[-1])
-            task.check(targets[-1])
-    finally:
-        model.train(training)
-    assert task is not None
-    whole, expected = joined(answers), joined(targets)
-    return {**task.score(whole, expected), "loss": task.loss(whole, expected).item()}
+        answer = model(inputs)
+    except VTError:
+        raise
+    except Exception as error:
+        raise VTError(
+            f"expected a model from images to answers, found {type(model).__name__}, which fails "
+            f"on images {list(inputs.shape)} ({_first_line(error)}); try model(images) by itself"
+        ) from error
+    if not isinstance(answer, Tensor | dict):
+        raise VTError(
+            f"expected a model that answers with a tensor of logits, found "
+            f"{type(model).__name__}, which answers with {type(answer).__name__}; wrap it in a "
+            "module that returns the logits"
+        )
+    return answer
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _classification(model: Any, logits: Any) -> Task:
     """What a plain model is asked: as many classes as it has logits."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise VTError(
+            f"expected logits [B, classes], found {shape} from {type(model).__name__}; pass the "
+            "task that it answers: vt.evaluate(model, data, task=...)"
+        )
     if logits.shape[1] == getattr(model, "num_features", None):
         head = model.get_classifier() if hasattr(model, "get_classifier") else None
         if isinstance(head, nn.Identity):
@@ -369,41 +452,24 @@ def _classification(model: Any, logits: Any) -> Task:
     return Classification(classes=tuple(str(i) for i in range(logits.shape[1])))
 
 
-class Features(Dataset[tuple[Tensor, Any]]):
-    """What a head reads and is to answer, for a whole data set: features [N, ...] and targets [N,
-    ...], or a dict of such."""
-
-    def __init__(self, features: Tensor, targets: Any) -> None:
-        self.features, self.targets = features, targets
-
-    @property
-    def tensors(self) -> tuple[Tensor, Any]:
-        """(features, targets), as torch's TensorDataset has them."""
-        return self.features, self.targets
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        return self.features[index], picked(self.targets, index)
-
-
-def picked(targets: Any, index: int) -> Any:
-    """One of the targets; of a dict, one of each."""
-    if isinstance(targets, dict):
-        return {name: picked(each, index) for name, each in targets.items()}
-    return targets[index]
-
-
-@torch.no_grad()
+@named
 def extract_features(model: Tuned, data: Any, batch_size: int = 200) -> Features:
-    """The features before the head and the targets of a whole data set, computed once."""
-    device = next(model.parameters()).device
-    batches = [
-        (model.features(inputs.to(device)), targets)
-        for inputs, targets in DataLoader(data, batch_size)
-    ]
-    return Features(torch.cat([f for f, _ in batches]), joined([y for _, y in batches]))
+    """The features before the head and the targets of a whole data set, computed once, in eval
+    mode. Raises `VTError` as `evaluate`."""
+    _expect_tuned(model)
+    data, batch_size = as_items(data, "extraction"), whole("batch_size", batch_size)
+    device = device_of(model)
+    with evaluating(model):
+        parts = [
+            (model.features(inputs.to(device)), model.task.check(targets))
+            for inputs, targets in batches(data, batch_size)
+        ]
+    return Features(joined([f for f, _ in parts]), joined([y for _, y in parts]))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters are; the CPU for one without."""
+    return next(model.parameters(), torch.empty(0)).device
 
 
 def fit_head(model: Tuned, train: Any, c: float = 1.0) -> None:
@@ -420,7 +486,6 @@ def fit_head(model: Tuned, train: Any, c: float = 1.0) -> None:
         )
     found = extract_features(model, train)
     features, labels = found.features, found.targets
-    check_labels(labels, model.num_classes)
     mean, std = features.mean(), features.std() + 1e-6
     x, labels = (features - mean) / std, labels.to(features.device)  # [n, D], [n]
     weight = torch.zeros_like(model.head.weight, requires_grad=True)
@@ -463,13 +528,6 @@ def _with_data(task: Task, train: Dataset[Any] | None, val: Dataset[Any] | None)
             "vt.fit(model, train), or tune for a task of vt.load_task"
         )
     if train is None:
-        return replace(task, val=val or task.val)
-    return replace(task, train=train, val=val)
-
-
-def _expect_items(data: Dataset[Any] | None, purpose: str) -> None:
-    if data is None or len(cast(Any, data)) == 0:
-        raise VTError(
-            f"expected at least one image in the {purpose} data, found an empty data set; "
-            "check the folder or the split"
-        )
+        val = task.val if val is None else val
+    train = as_items(task.train if train is None else train, "training")
+    return replace(task, train=train, val=None if val is None else as_items(val, "validation"))

@@ -9,16 +9,28 @@ trained.
 from __future__ import annotations
 
 import copy
-import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vtlite.arguments import MOST, fits, named, seed_number
 from vtlite.backbones.base import HEADS, about, features
 from vtlite.method import Backbone, Method, Predictor, Tuned, make_method, short
-from vtlite.storage import VTError, load_tensors, save_tensors
+from vtlite.storage import (
+    VTError,
+    as_path,
+    digest,
+    expect_finite,
+    load_tensors,
+    said,
+    save_tensors,
+    unknown,
+)
 from vtlite.task import Classification, Task
 
 _FORMAT = "vtlite delta 2"
@@ -26,7 +38,7 @@ _FORMAT = "vtlite delta 2"
 
 def tune(
     backbone: Backbone,
-    method: str | Method,
+    method: str | Method | type[Method],
     task: Task | int | None = None,
     seed: int = 0,
     *,
@@ -41,7 +53,10 @@ def tune(
     data of one's own, the number of classes. `seed` fixes the new parameters. Raises `VTError` for
     unknown names or settings, values out of range and foreign backbones.
     """
-    method = make_method(method, **settings)
+    for name in settings:
+        if get_close_matches(name, own := ("task", "seed", "num_classes"), 1, 0.8):
+            raise unknown("argument of tune", name, own)  # nearer than any setting
+    method, seed = make_method(method, **settings), seed_number(seed)
     task = _as_task(task, num_classes)
     if isinstance(backbone, Tuned):
         raise VTError(
@@ -105,6 +120,11 @@ def _near(found: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 def _as_task(task: Task | int | None, num_classes: int | None) -> Task:
     if isinstance(task, Task):
+        if not (task.classes or getattr(task, "parts", None)):
+            raise VTError(
+                f"expected a task with classes, found the {type(task).__name__} {task.name!r} "
+                "without; give it their names"
+            )
         if num_classes not in (None, task.num_classes):
             raise VTError(
                 f"expected a task or a number of classes, found one of {task.num_classes} classes "
@@ -112,14 +132,15 @@ def _as_task(task: Task | int | None, num_classes: int | None) -> Task:
             )
         return task
     count: Any = num_classes if task is None else task
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+    if not fits(count, int) or not 1 <= count <= MOST:
         raise VTError(
-            f"expected num_classes to be a positive integer (or a task), found {count!r}; "
+            f"expected num_classes to be a positive integer (or a task), found {said(count)}; "
             "pass vt.load_task(...) or the number of classes"
         )
-    return Classification(classes=tuple(str(i) for i in range(count)))
+    return Classification(classes=tuple(str(i) for i in range(int(count))))
 
 
+@named
 @torch.no_grad()
 def merge(model: Tuned) -> nn.Module:
     """The plain backbone with its head and the change folded in: same outputs, no trace of the
@@ -138,7 +159,8 @@ def merge(model: Tuned) -> nn.Module:
             f"{short(model.method.key)} cannot be merged: {model.method.unmergeable}; "
             "use the tuned model as it is"
         )
-    plain = _with_head(merged_backbone(model), model.head, model.task)
+    with torch.random.fork_rng(devices=[]):  # a new head draws values before it gets the model's
+        plain = _with_head(merged_backbone(model), model.head, model.task)
     plain = plain.to(next(model.parameters())).eval()
     _expect_same(model, plain)
     return plain
@@ -150,15 +172,27 @@ def _expect_same(model: Tuned, plain: Any) -> None:
     images = about(getattr(plain, "backbone", plain)).sample()
     if images is None or not model.task.is_classifier:
         return
-    training = model.training
-    before, after = model.eval()(images), plain(images)
-    model.train(training)
+    with evaluating(model):
+        before, after = model(images), plain(images)
     exact = images.dtype in (torch.float32, torch.float64)
     if isinstance(after, Tensor) and not _near(after, before, 1e-3 if exact else 0.1):
         raise VTError(
             f"{short(model.method.key)} cannot be merged into this {type(plain).__name__}, which "
             "answers otherwise with the change in its weights; use the tuned model as it is"
         )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards every module is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @torch.no_grad()
@@ -195,14 +229,8 @@ def _with_head(plain: Any, head: nn.Module, task: Task) -> Any:
 def fingerprint(backbone: nn.Module) -> str:
     """A short hash of the names, shapes and values of a backbone's tensors, head excluded; the same
     for ours and timm's."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(backbone.state_dict().items()):
-        if not name.startswith(HEADS):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            if not tensor.is_meta:
-                raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                digest.update(raw.numpy().data)
-    return digest.hexdigest()[:16]
+    tensors = {n: t for n, t in backbone.state_dict().items() if not n.startswith(HEADS)}
+    return digest(tensors).hexdigest()[:16]
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -220,6 +248,7 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+@named
 def save_delta(model: Tuned, path: str | Path) -> None:
     """Write what was trained, the method's settings, the task's classes and the backbone's
     fingerprint to one safetensors file, atomically."""
@@ -228,6 +257,8 @@ def save_delta(model: Tuned, path: str | Path) -> None:
             f"expected a model that vt.tune made, found {type(model).__name__}; "
             "write whole backbones with vt.save_backbone"
         )
+    path = as_path(path)
+    expect_finite(trained_state(model), "the model")
     metadata = {
         "format": _FORMAT,
         "method": model.method.key,
@@ -238,6 +269,7 @@ def save_delta(model: Tuned, path: str | Path) -> None:
     save_tensors(path, trained_state(model), metadata)
 
 
+@named
 def load_delta(model: Tuned | Backbone, path: str | Path) -> Tuned:
     """Load what `save_delta` wrote: into a model tuned alike, in place, or onto the plain backbone
     that it was made on, which is then tuned by the method, settings and classes in the file.
@@ -251,6 +283,7 @@ def load_delta(model: Tuned | Backbone, path: str | Path) -> Tuned:
             f"expected a delta written by vtlite.save_delta ({_FORMAT}), found none in {path}; "
             "load whole backbones with vt.load_backbone"
         )
+    expect_finite(tensors, path)
     if not isinstance(model, Tuned):
         model = _tuned_like(model, metadata)
     for what, expected in (
@@ -258,9 +291,9 @@ def load_delta(model: Tuned | Backbone, path: str | Path) -> Tuned:
         ("settings", model.method.settings()),
         ("backbone", model.fingerprint),
     ):
-        if metadata.get(what) != expected:
+        if (found := metadata.get(what)) != expected:
             raise VTError(
-                f"{path} was made with {what} {metadata.get(what)}, but this model has {expected}; "
+                f"{path} was made with {what} {found}, but this model has {expected}; "
                 "tune the same backbone the same way first"
             )
     state = trained_state(model)
@@ -274,14 +307,27 @@ def load_delta(model: Tuned | Backbone, path: str | Path) -> Tuned:
                 f"{path} does not fit this model: expected {name} as {here}, found {there}; "
                 "check the number of classes and the backbone's dtype"
             )
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            state[name].copy_(tensor)
+    before = {name: tensor.detach().clone() for name, tensor in state.items()}
+    try:
+        _copy(tensors, state)
+    except BaseException:  # an interruption
+        _copy(before, state)
+        raise
     return model.train(model.training)  # a network that keeps values of its old tensors drops them
+
+
+@torch.no_grad()
+def _copy(values: dict[str, Tensor], into: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        into[name].copy_(value)
 
 
 def _tuned_like(backbone: Backbone, metadata: dict[str, Any]) -> Tuned:
     """A fresh model of the method, settings and task that a delta's metadata names."""
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["settings"].items()}
-    method = make_method(metadata["method"], **settings)
-    return tune(backbone, method, Task.from_record(metadata["task"]))
+    settings, task = metadata.get("settings"), Task.from_record(metadata.get("task", {}))
+    if not isinstance(settings, dict):
+        raise VTError(
+            f"expected a delta's settings as names and values, found {said(settings)}; the file is "
+            "damaged"
+        )
+    return tune(backbone, make_method(str(metadata.get("method")), **settings), task)

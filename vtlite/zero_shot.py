@@ -8,6 +8,8 @@ et al., ICML 2021, arXiv 2103.00020).
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
-from vtlite.backbones.base import Pixels
+from vtlite.arguments import whole
+from vtlite.backbones.base import Pixels, check_images
 from vtlite.backbones.clip import CLIP
-from vtlite.data.folders import as_rgb
-from vtlite.storage import VTError
+from vtlite.data.folders import read_image
+from vtlite.storage import VTError, as_path, said
 
 BATCH = 256  # pictures or texts at a time
 MAX_PIXELS = 50_000_000  # of a picture of one's own
@@ -34,11 +37,12 @@ def class_features(clip: CLIP, classes: Sequence[str], template: str | Sequence[
     A template says where the name belongs: "a photo of a {}". Raises `VTError` for one that does
     not, and where there is nothing to choose from.
     """
-    templates = [template] if isinstance(template, str) else list(template)
-    if isinstance(classes, str) or not classes or not templates:
+    _expect_clip(clip)
+    templates: Any = [template] if isinstance(template, str) else template
+    if not (_names(classes) and _names(templates)):
         raise VTError(
-            f"expected a list of class names and at least one template, found {classes!r} and "
-            f'{templates!r}; name what the pictures may show, e.g. ["cat", "dog"]'
+            f"expected a list of class names and at least one template, found {said(classes)} and "
+            f'{said(templates)}; name what the pictures may show, e.g. ["cat", "dog"]'
         )
     if without := [text for text in templates if "{}" not in text]:
         raise VTError(
@@ -52,6 +56,20 @@ def class_features(clip: CLIP, classes: Sequence[str], template: str | Sequence[
     return F.normalize(total, dim=-1)
 
 
+def _expect_clip(clip: Any) -> None:
+    if not isinstance(clip, CLIP):
+        raise VTError(
+            f"expected a model of two towers, found {type(clip).__name__}; load one, e.g. "
+            'vt.load_backbone("vtlite-clip")'
+        )
+
+
+def _names(texts: Any) -> bool:
+    """Whether it is a list of at least one text."""
+    listed = isinstance(texts, list | tuple) and len(texts) > 0
+    return listed and all(isinstance(text, str) for text in texts)
+
+
 @torch.no_grad()
 def zero_shot(
     clip: CLIP, images: Tensor, classes: Sequence[str], template: str | Sequence[str] = "{}"
@@ -59,6 +77,9 @@ def zero_shot(
     """Images [B, 3, S, S] -> logits [B, C], one per class name; their softmax are the
     probabilities."""
     texts = class_features(clip, classes, template)
+    check_images(images, clip.visual.in_chans, clip.visual.input_size)
+    if not images.isfinite().all():
+        raise VTError("expected finite pixels, found NaN or infinity in an image; clean it first")
     return torch.cat([clip.logits(clip.encode_image(part), texts) for part in images.split(BATCH)])
 
 
@@ -72,8 +93,8 @@ class ZeroShot(nn.Module):
         self, clip: CLIP, classes: Sequence[str], template: str | Sequence[str] = "{}"
     ) -> None:
         super().__init__()
-        self.clip = clip.requires_grad_(False)
         self.register_buffer("texts", class_features(clip, classes, template))
+        self.clip = copy.deepcopy(clip).requires_grad_(False)  # the one passed in stays as it was
 
     def forward(self, images: Tensor) -> Tensor:
         return self.clip.logits(self.clip.encode_image(images), self.texts)
@@ -85,21 +106,12 @@ def read_picture(path: str | Path, pixels: Pixels) -> Tensor:
     The whole picture is kept: it is laid on white where it is transparent, and padded to a square
     with the colour of its upper left corner. Raises `VTError` for what is no picture.
     """
-    try:
-        with Image.open(path) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise VTError(
-                    f"expected a picture of at most {MAX_PIXELS:,} pixels, found "
-                    f"{opened.width}x{opened.height} in {path}; make it smaller"
-                )
-            picture = as_rgb(ImageOps.exif_transpose(opened))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, VTError):
-            raise
-        found = "no file" if not Path(path).exists() else "a file that is none, or is damaged"
+    path = as_path(path, "picture")
+    if not os.path.isfile(path):
         raise VTError(
-            f"expected a picture such as a PNG, JPEG or WebP, found {found}: {path}; check the path"
-        ) from error
+            f"expected a picture such as a PNG, JPEG or WebP, found no file: {path}; check the path"
+        )
+    picture = read_image(path, MAX_PIXELS)
     side = max(picture.size)
     corner: Any = picture.getpixel((0, 0))
     square = Image.new("RGB", (side, side), corner)
@@ -118,6 +130,12 @@ def name_pictures(
     most: int = 5,
 ) -> list[list[tuple[str, float]]]:
     """For each picture file its `most` likely names with their probabilities, best first."""
+    if isinstance(paths, str | os.PathLike) or not isinstance(paths, Sequence) or not paths:
+        raise VTError(
+            f"expected a list of picture files, found {said(paths)}; write [path] for a single one"
+        )
+    most = whole("most", most)
+    _expect_clip(clip)
     images = torch.stack([read_picture(path, clip.visual.pixels) for path in paths])
     best = zero_shot(clip, images, names, template).softmax(-1).topk(min(most, len(names)))
     return [

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import vtlite as vt
 from tests.conftest import make_tiny
 from vtlite.backbones import WEIGHTS, VisionTransformer
+from vtlite.backbones.clip import CLIP, TextTransformer
 from vtlite.data.tasks import normalise
 
 EMBEDDED = sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
@@ -412,3 +413,60 @@ def test_local_and_embedded_backbones_need_neither_timm_nor_network(
     monkeypatch.setattr(socket, "socket", None)
     vt.load_backbone("vtlite-tiny")
     vt.load_backbone(saved)
+
+
+@pytest.mark.parametrize("size", [16, 32, 48])
+def test_another_image_size_interpolates_the_positions_as_timm(size: int, saved: Path) -> None:
+    layers = pytest.importorskip("timm.layers")
+    network = vt.load_backbone(saved, num_heads=3, img_size=size)
+    plain = vt.load_backbone(saved, num_heads=3)
+    expected = layers.resample_abs_pos_embed(plain.pos_embed, [size // 8] * 2, num_prefix_tokens=1)
+    torch.testing.assert_close(network.pos_embed.detach(), expected)
+    assert vt.tune(network, "lora", 3)(pictures(2, size)).shape == (2, 3)
+    assert vt.load_task("digits", like=network).train[0][0].shape == (3, size, size)
+
+
+def test_another_image_size_of_other_networks(saved: Path) -> None:
+    clip = vt.load_backbone("vtlite-clip", img_size=48)
+    assert clip.encode_image(pictures(2, 48)).shape == (2, clip.text_projection.shape[1])
+    assert vt.load_backbone("vtlite-resnet", img_size=48)(pictures(2, 48)).shape == (2, 192)
+    assert "expected img_size to be a multiple of the patch size 8" in message(saved, img_size=30)
+    assert "expected img_size of at least 1, found 'x'" in message(saved, img_size="x")
+
+
+@pytest.mark.parametrize(("width", "heads"), [(80, 2), (64, 2), (32, 4)])
+def test_a_text_towers_heads_are_at_most_64_wide(width: int, heads: int, tmp_path: Path) -> None:
+    """ViT-H/14's image tower has heads of 80, its text tower of 64."""
+    visual = make_tiny(embed_dim=2 * width, num_heads=2, pre_norm=True, norm_eps=1e-5)
+    clip = CLIP(visual, TextTransformer(50, 8, 128, 1, heads), 16)
+    vt.save_backbone(clip, tmp_path / "clip")
+    assert vt.load_backbone(tmp_path / "clip").text.num_heads == heads
+
+
+def test_weights_of_nan_or_of_integers_are_refused(saved: Path) -> None:
+    tensors = load_file(saved)
+    for wrong, sentence in (
+        (tensors["norm.bias"] * float("nan"), "found NaN or infinity in norm.bias"),
+        (tensors["norm.bias"].to(torch.int8), "expected norm.bias as floats, found torch.int8"),
+    ):
+        save_file({**tensors, "norm.bias": wrong}, saved)
+        assert sentence in message(saved, num_heads=3)
+
+
+def test_half_precision_that_overflows_is_not_written(tmp_path: Path) -> None:
+    backbone = make_tiny()
+    with torch.no_grad():
+        backbone.norm.bias[0] = 1e6
+    with pytest.raises(vt.VTError, match=r"half precision, found NaN or infinity in norm\.bias"):
+        vt.save_backbone(backbone, tmp_path / "b", half=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_loading_a_swin_draws_no_random_numbers(tmp_path: Path) -> None:
+    swin = vt.create_backbone(
+        "swin_tiny_patch4_window7_224", embed_dim=12, depths=(1,), num_heads=(2,)
+    )
+    vt.save_backbone(swin, tmp_path / "s")
+    state = torch.get_rng_state()
+    vt.load_backbone(tmp_path / "s")
+    assert torch.equal(state, torch.get_rng_state())

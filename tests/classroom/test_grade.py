@@ -146,7 +146,7 @@ def marked(tmp_path_factory: pytest.TempPathFactory, solutions: Path) -> dict[st
     return {
         row["student"]: {
             **row,
-            "page": (folder / f"grades/{row['student']}-99_small.html").read_text(),
+            "page": (folder / f"grades/{row['student']}-99_small.html").read_text(encoding="utf-8"),
             "folder": folder,
         }
         for row in rows
@@ -159,7 +159,7 @@ def exercises(row: dict[str, Any]) -> tuple[float, float]:
 
 def test_everyone_gets_a_row_and_a_page(marked: dict[str, dict[str, Any]]) -> None:
     assert set(marked) == {*CLASS, "essay", "picture", "half-file", "nothing"}
-    with (marked["all-right"]["folder"] / "grades.csv").open() as file:
+    with (marked["all-right"]["folder"] / "grades.csv").open(encoding="utf-8") as file:
         table = {row["student"]: row for row in csv.DictReader(file)}
     assert set(table) == set(marked)
     assert table["half-right"]["points"] == "2.0"
@@ -269,7 +269,7 @@ def test_marking_again_repeats_only_what_changed(
 
 
 def test_submissions_are_found_by_student_or_refused_in_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "anna.ipynb").write_text("x")
+    (tmp_path / "anna.ipynb").write_text("x", encoding="utf-8")
     assert [(s.student, s.assignment) for s in find_submissions(tmp_path, "", ["99_small"])] == [
         ("anna", "99_small")
     ]

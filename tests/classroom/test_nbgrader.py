@@ -22,7 +22,13 @@ def nbgrader(course: Path, *arguments: str) -> None:
     environment = {**os.environ, "PATH": programs, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
     command = [sys.executable, "-m", "nbgrader", *arguments]
     done = subprocess.run(
-        command, cwd=course, capture_output=True, text=True, timeout=300, env=environment
+        command,
+        cwd=course,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -33,14 +39,14 @@ def test_generate_autograde_and_export(tmp_path: Path) -> None:
     shutil.copy(ROOT / "solutions" / f"{NAME}.ipynb", tmp_path / "source" / NAME)
     nbgrader(tmp_path, "generate_assignment", NAME, "--create")
     released = tmp_path / "release" / NAME / f"{NAME}.ipynb"
-    assert "BEGIN SOLUTION" not in released.read_text()
-    assert "raise NotImplementedError" in released.read_text()
+    assert "BEGIN SOLUTION" not in released.read_text(encoding="utf-8")
+    assert "raise NotImplementedError" in released.read_text(encoding="utf-8")
     for student, work in {"anna": ROOT / "solutions" / f"{NAME}.ipynb", "ben": released}.items():
         (tmp_path / "submitted" / student / NAME).mkdir(parents=True)
         shutil.copy(work, tmp_path / "submitted" / student / NAME)
     nbgrader(tmp_path, "autograde", NAME, "--create")
     nbgrader(tmp_path, "export")
-    with (tmp_path / "grades.csv").open() as file:
+    with (tmp_path / "grades.csv").open(encoding="utf-8") as file:
         scores = {
             row["student_id"]: (float(row["score"]), float(row["max_score"]))
             for row in csv.DictReader(file)

@@ -24,7 +24,10 @@ def test_exercises_are_what_solutions_give(solution: Path) -> None:
 def test_a_hand_edited_exercise_is_found(tmp_path: Path) -> None:
     release(ROOT / "solutions", tmp_path)
     path = tmp_path / SOLUTIONS[0].name
-    path.write_text(path.read_text().replace("stands still", "stands quite still"))
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("stands still", "stands quite still"),
+        encoding="utf-8",
+    )
     with pytest.raises(
         vt.VTError, match=r"is not what .* gives; run: python -m vtlite classroom release"
     ):
@@ -34,7 +37,7 @@ def test_a_hand_edited_exercise_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("solution", SOLUTIONS, ids=lambda path: path.stem)
 def test_the_student_gets_stubs_and_nothing_of_the_solution(solution: Path, tmp_path: Path) -> None:
     (made,) = [path for path in release(ROOT / "solutions", tmp_path) if path.name == solution.name]
-    text = made.read_text()
+    text = made.read_text(encoding="utf-8")
     assert "BEGIN SOLUTION" not in text
     assert "END SOLUTION" not in text
     ours, theirs = nbformat.read(solution, 4), nbformat.read(made, 4)
@@ -117,6 +120,6 @@ def test_a_folder_without_solutions_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_what_is_no_notebook_is_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "x.ipynb").write_text("{")
+    (tmp_path / "x.ipynb").write_text("{", encoding="utf-8")
     with pytest.raises(vt.VTError, match="expected a Jupyter notebook, found"):
         release(tmp_path, tmp_path / "out")

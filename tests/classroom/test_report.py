@@ -288,6 +288,19 @@ def test_a_name_like_a_formula_is_matched_and_stays_text(grades: Path, solutions
     assert "not written yet: Exercise 9.2" in page  # what was kept under the name itself
 
 
+def test_a_syntax_error_was_tried_and_a_file_that_cannot_be_read_was_not(
+    grades: Path, solutions: Path
+) -> None:
+    kept = grades.with_suffix("") / "3.json"
+    row = json.loads(kept.read_text(encoding="utf-8"))
+    why = "first is not defined in the notebook: its cell has a syntax error in line 1"
+    row |= {"said": {"first": why, "second": "not reached"}}
+    row["exercises"] = {"first": 0.0, "second": 0.0}
+    kept.write_text(json.dumps(row), encoding="utf-8")
+    _, page, _ = made(grades, solutions)
+    assert cells(page.partition("Who is stuck")[2], "dora")[2:4] == ["✗", "?"]
+
+
 def test_two_names_that_differ_by_the_quote_stay_two(grades: Path, solutions: Path) -> None:
     text = grades.read_text(encoding="utf-8")
     grades.write_text(text.replace("cleo", "'=x").replace("dora", "''=x"), encoding="utf-8")

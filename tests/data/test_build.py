@@ -77,8 +77,10 @@ def write_icons(package: Path) -> None:
         "number-two": icon("#0000ff", height=8),
         "number-three": icon("#00ff0022"),
     }
-    (package / "icons.json").write_text(json.dumps({"icons": icons, "width": 16, "height": 16}))
-    (package / "chars.json").write_text(json.dumps({b"one".hex(): "anything"}))
+    (package / "icons.json").write_text(
+        json.dumps({"icons": icons, "width": 16, "height": 16}), encoding="utf-8"
+    )
+    (package / "chars.json").write_text(json.dumps({b"one".hex(): "anything"}), encoding="utf-8")
 
 
 def write_sources(tmp_path: Path) -> Path:
@@ -86,7 +88,7 @@ def write_sources(tmp_path: Path) -> Path:
         package = tmp_path / "packages" / f"emoji-datasource-{vendor}"
         folder = package / "img" / vendor / "64"
         folder.mkdir(parents=True)
-        (package / "emoji.json").write_text(json.dumps(ENTRIES))
+        (package / "emoji.json").write_text(json.dumps(ENTRIES), encoding="utf-8")
         for name, colour in COLOURS.items():
             picture = Image.new("RGBA", (64, 64), colour)
             picture.paste(
@@ -95,7 +97,7 @@ def write_sources(tmp_path: Path) -> Path:
             picture.save(folder / name)
     words = tmp_path / "packages" / "emojibase-data" / "en" / "data.json"
     words.parent.mkdir(parents=True)
-    words.write_text(json.dumps([word(entry) for entry in ENTRIES]))
+    words.write_text(json.dumps([word(entry) for entry in ENTRIES]), encoding="utf-8")
     for name in ICONS.values():
         write_icons(tmp_path / "packages" / name)
     fashion = tmp_path / "fashion"

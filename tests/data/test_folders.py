@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Callable
@@ -307,7 +308,7 @@ def test_two_training_images_are_enough(images: Path) -> None:
 
 
 def not_an_image(path: Path) -> None:
-    path.write_text("hello")
+    path.write_text("hello", encoding="utf-8")
 
 
 def truncated(path: Path) -> None:
@@ -549,3 +550,48 @@ def test_an_unknown_set_is_answered_with_the_nearest(name: str, sentence: str) -
 def test_sets_of_another_interface_are_a_sentence(name: str, tmp_path: Path) -> None:
     with pytest.raises(vt.VTError):
         load_torchvision(name, tmp_path, Pixels((32, 32)))
+
+
+def test_what_notebooks_and_archives_leave_behind_is_no_class_and_no_image(images: Path) -> None:
+    before = load(images)
+    for name in (".ipynb_checkpoints", "__MACOSX"):
+        (images / "train" / name).mkdir()
+    (images / "train" / "red" / "._0.png").write_bytes(b"no image")
+    after = load(images)
+    assert (after.classes, after.sizes) == (before.classes, before.sizes)
+    assert all(image.shape == (3, 32, 32) for image, _ in items(after.train))
+
+
+@pytest.mark.parametrize(
+    ("values", "type_", "found"),
+    [
+        ([0, 65535], np.uint16, [-1, 1]),
+        ([0, 65535], np.int32, [-1, 1]),
+        ([0, 1], np.float32, [-1, 1]),
+        ([0, 65536], np.int32, None),
+        ([-1, 5], np.int32, None),
+        ([0, 255], np.float32, None),
+        ([0, math.nan], np.float32, None),
+    ],
+)
+def test_grey_values_of_more_than_8_bits(
+    images: Path, values: list, type_: Any, found: list | None
+) -> None:
+    """16 bits are scaled; where nobody knows what white is, a sentence and no white picture."""
+    for path in list((images / "test").rglob("*.png")):
+        path.unlink()
+        picture = np.repeat(np.array(values, dtype=type_), 16)[None].repeat(32, 0)
+        Image.fromarray(picture).save(path.with_suffix(".tif"))
+    test = load(images).test
+    if found is None:
+        with pytest.raises(vt.VTError, match="its grey values are not from 0 to"):
+            test[0]
+    else:
+        assert [test[0][0][0, 5, 2].item(), test[0][0][0, 5, -2].item()] == found
+
+
+def test_the_folders_that_are_there_are_told(images: Path) -> None:
+    (images / "test").rename(images / "val")
+    assert "found train, val; see vt.load_task" in message(images)
+    (images / "test").touch()
+    assert f"expected the folder {images / 'test'}" in message(images)

@@ -191,6 +191,7 @@ def test_a_fresh_process_makes_the_same_pixels() -> None:
         capture_output=True,
         text=True,
         check=True,
+        encoding="utf-8",
     )
     assert ast.literal_eval(done.stdout) == here
 

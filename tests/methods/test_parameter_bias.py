@@ -80,7 +80,7 @@ def test_a_subset_names_layers_that_have_a_bias() -> None:
         vt.VTError, match=r"unknown .* 'query'"
     ):  # fused or not, there is no such bias
         vt.tune(make_tiny(qkv_bias=False), "bitfit", 3, subset=("query",))
-    with pytest.raises(vt.VTError, match="expected subset a tuple of names"):
+    with pytest.raises(vt.VTError, match="expected subset to be a tuple, each of it a text"):
         vt.tune(make_tiny(), "bitfit", 3, subset="query")
     resnet = vt.tune(shaken(MAKERS["resnet"]()), "bitfit", 3, subset=("bn1",)).backbone
     assert {name.split(".")[-2] for name, p in resnet.named_parameters() if p.requires_grad} == {

@@ -544,10 +544,9 @@ def test_before_fit_the_subspace_is_random_and_orthonormal() -> None:
 
 def test_a_sampling_run_that_diverges_is_refused_in_a_sentence() -> None:
     images, labels = images_and_labels()
-    images[3, 0, 0, 0] = math.nan
-    model = tuned("dldr")
+    model = tuned("dldr", sampling_lr=1e30)
     before = {key: t.clone() for key, t in model.state_dict().items()}
-    with pytest.raises(vt.VTError, match="loss of the sampling run became nan"):
+    with pytest.raises(vt.VTError, match=r"loss of the sampling run became (nan|inf)"):
         fit(model, TensorDataset(images, labels))
     assert all(torch.equal(t, before[key]) for key, t in model.state_dict().items())
 

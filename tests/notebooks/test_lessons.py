@@ -26,7 +26,7 @@ def lesson(request: pytest.FixtureRequest) -> Path:
 def cells(path: Path, kind: str) -> list[dict]:
     return [
         cell
-        for cell in json.loads(path.read_text())["cells"]
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
         if cell["cell_type"] == kind and "".join(cell["source"]).strip()
     ]
 
@@ -56,7 +56,7 @@ def test_some_outputs_are_compared(lesson: Path) -> None:
 
 
 def test_cell_ids_are_unique_in_the_raw_file(lesson: Path) -> None:
-    ids = [cell["id"] for cell in json.loads(lesson.read_text())["cells"]]
+    ids = [cell["id"] for cell in json.loads(lesson.read_text(encoding="utf-8"))["cells"]]
     assert len(ids) == len(set(ids))
 
 

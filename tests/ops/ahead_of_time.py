@@ -153,6 +153,7 @@ def _stack(cubin: bytes) -> int | None:
             capture_output=True,
             text=True,
             check=False,
+            encoding="utf-8",
         ).stdout
     found = re.search(r"STACK:(\d+)", usage)
     return int(found[1]) if found else None

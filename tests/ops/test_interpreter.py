@@ -42,6 +42,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
         capture_output=True,
         text=True,
         timeout=1200,
+        encoding="utf-8",
     )
 
 

@@ -4,21 +4,33 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.backbones.base import HEADS
+from vtlite.arguments import as_device, expect_kinds, fits, named, whole
+from vtlite.backbones.base import HEADS, about
 from vtlite.backbones.clip import CLIP, TextTransformer, is_clip, with_our_names
 from vtlite.backbones.hybrid import HybridViT
 from vtlite.backbones.resnet import ResNet
 from vtlite.backbones.swin import SwinTransformer
 from vtlite.backbones.tokenizer import WordTokenizer, published_tokenizer
 from vtlite.backbones.vit import VisionTransformer
-from vtlite.storage import VTError, load_tensors, save_tensors, unknown
+from vtlite.storage import (
+    VTError,
+    as_path,
+    expect_finite,
+    load_tensors,
+    said,
+    save_tensors,
+    unknown,
+)
 
 WEIGHTS = (
     Path(__file__).parent / "weights"
@@ -30,6 +42,7 @@ _SIZES = {
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
 }
+MOST_PIXELS = 4096  # a side of an image; more is a mistake
 Build = tuple[type[nn.Module], dict[str, Any]]
 
 
@@ -86,26 +99,52 @@ def create_backbone(name: str, device: str | torch.device | None = None, **overr
     parameters). A ViT, ResNet or Swin. Raises `VTError` for a name or argument that does not exist,
     with the nearest ones that do.
     """
-    architecture = name.partition(".")[0]
+    architecture = name.partition(".")[0] if isinstance(name, str) else ""
     architecture = _TORCHVISION.get(architecture, architecture)
     if architecture not in ARCHITECTURES:
         raise unknown("backbone", name, (*ARCHITECTURES, *_TORCHVISION))
     cls, arguments = ARCHITECTURES[architecture]
-    known = [
-        name
-        for kind in cls.__mro__
-        if kind.__module__.startswith("vtlite")
-        for name in inspect.signature(kind).parameters
-    ]
-    for argument in overrides:
-        if argument not in known:
-            raise unknown("backbone argument", argument, known)
-    with torch.device(device or "cpu"):
-        return cls(**{**arguments, **overrides})
+    _expect_arguments(cls, overrides)
+    with as_device("cpu" if device is None else device):
+        try:
+            return cls(**{**arguments, **overrides})
+        except (RuntimeError, MemoryError) as error:  # such as more values than there is memory
+            reason = str(error).splitlines()[0]
+            raise VTError(
+                f"expected sizes of which a {cls.__name__} can be made, found {overrides} "
+                f"({reason}); choose others"
+            ) from error
 
 
+def _expect_arguments(cls: type[nn.Module], overrides: dict[str, Any]) -> None:
+    """Raise `VTError` for an argument that the class has not, of another kind, or not positive."""
+    ours = [kind for kind in cls.__mro__ if kind.__module__.startswith("vtlite")]
+    ours = [kind for kind in ours if "__init__" in kind.__dict__]
+    hints: dict[str, Any] = {}
+    for kind in reversed(ours):
+        own = inspect.signature(kind).parameters
+        typed = typing.get_type_hints(kind.__dict__["__init__"])
+        hints.update({name: typed[name] for name in own if name != "arguments"})
+    for argument, value in overrides.items():
+        if argument not in hints:
+            raise unknown("backbone argument", argument, hints)
+        expect_kinds("backbone", {argument: value}, hints)
+        least = -1 if argument == "num_classes" else 0
+        most = 1000 if argument in ("depth", "depths") else 100_000
+        for each in value if isinstance(value, tuple | list) else [value]:
+            if fits(each, float) and not least < each <= most:
+                raise VTError(
+                    f"expected {argument} of {'at least 0' if least else 'more than 0'} and at most "
+                    f"{most:,}, found {value}; choose another"
+                )
+
+
+@named
 def load_backbone(
-    name_or_path: str | Path, num_heads: int | None = None, quick_gelu: bool | None = None
+    name_or_path: str | Path,
+    num_heads: int | None = None,
+    quick_gelu: bool | None = None,
+    img_size: int | None = None,
 ) -> Any:
     """A pre-trained backbone, without a head and in eval mode.
 
@@ -115,14 +154,20 @@ def load_backbone(
     heads of width 64, except where published ViTs of its width differ (384, or above 1024) and
     `num_heads` is asked for. A file of two towers
     (`"vtlite-clip"`, or a published CLIP with open_clip's names) gives a `CLIP`; `quick_gelu=True`
-    belongs to OpenAI's weights, which do not say so themselves. Raises `VTError` for an unknown
-    name, an unreadable file, foreign shapes, or a missing network.
+    belongs to OpenAI's weights, which do not say so themselves. With `img_size` a ViT takes images
+    of another size: its positions are interpolated. Raises `VTError` for an unknown name, an
+    unreadable or damaged file, foreign shapes, or a missing network.
     """
-    name = str(name_or_path)
+    name = str(as_path(name_or_path, "name or path of a backbone"))
+    expect_kinds("load_backbone", {"quick_gelu": quick_gelu}, {"quick_gelu": bool | None})
+    if num_heads is not None:
+        num_heads = whole("num_heads", num_heads)
+    if img_size is not None:
+        img_size = whole("img_size", img_size, most=MOST_PIXELS)
     if name.startswith("timm:"):
-        return _load_timm(name.removeprefix("timm:")).eval()
+        return _load_timm(name.removeprefix("timm:"), img_size).eval()
     embedded = {path.stem: path for path in WEIGHTS.glob("*.safetensors")}
-    if name not in embedded and Path(name).suffix == "" and not Path(name).exists():
+    if name not in embedded and Path(name).suffix == "" and not os.path.exists(name):
         raise unknown("backbone", name, (*embedded, "timm:NAME", "a path to a .safetensors file"))
     path = embedded.get(name, Path(name))
     tensors, metadata = load_tensors(path)
@@ -131,11 +176,15 @@ def load_backbone(
         for k, t in tensors.items()
         if not k.startswith(HEADS)
     }
-    heads = num_heads or metadata.get("num_heads")
-    if heads is not None and not str(heads).isdigit():
-        raise VTError(f"expected a number of heads, found {heads!r} in {path}; pass num_heads=...")
+    heads: Any = num_heads or metadata.get("num_heads")
+    if isinstance(heads, str) and re.fullmatch(r"\d{1,4}", heads):  # other writers' text
+        heads = int(heads)
+    if heads is not None and (not fits(heads, int) or heads < 1):
+        raise VTError(
+            f"expected a number of heads, found {said(heads)} in {path}; pass num_heads=..."
+        )
     quick = bool(metadata.get("quick_gelu")) if quick_gelu is None else quick_gelu
-    network = _from_tensors(tensors, int(str(heads)) if heads else None, path, quick).eval()
+    network = _from_tensors(tensors, heads, path, quick, img_size).eval()
     if isinstance(network, CLIP):
         text, words = network.text, path.with_suffix(".txt")
         network.tokenizer = (
@@ -160,7 +209,10 @@ def load_clip(name_or_path: str | Path = "vtlite-clip", quick_gelu: bool | None 
 
 def save_backbone(backbone: Any, path: str | Path, half: bool = False, **metadata: object) -> None:
     """Write a backbone's weights (no head), in half precision if asked, as a file that
-    `load_backbone` reads."""
+    `load_backbone` reads. Raises `VTError` for what is no backbone, and values that are not finite."""
+    if not isinstance(backbone, CLIP):
+        about(backbone)  # raises for a foreign network
+    expect_kinds("save_backbone", {"half": half}, {"half": bool})
     tensors = {
         k: t.half() if half and t.is_floating_point() else t
         for k, t in backbone.state_dict().items()
@@ -171,6 +223,7 @@ def save_backbone(backbone: Any, path: str | Path, half: bool = False, **metadat
         for key in ("num_heads", "quick_gelu")
         if getattr(backbone, key, 0)
     }
+    expect_finite(tensors, "the backbone in half precision" if half else "the backbone")
     save_tensors(path, tensors, {**known, **metadata})
 
 
@@ -179,31 +232,22 @@ def _from_tensors(
     num_heads: int | None,
     source: Path | str,
     quick_gelu: bool = False,
+    img_size: int | None = None,
 ) -> nn.Module:
     """Read the architecture off the names and shapes, build it, load the weights strictly."""
-    clip = is_clip(list(tensors))
-    if clip:
+    if is_clip(list(tensors)):
         tensors = with_our_names(tensors)
-    swin, resnet = (
-        "layers.0.blocks.0.attn.relative_position_bias_table" in tensors,
-        "layer1.0.conv1.weight" in tensors,
-    )
-    with torch.device(
-        "cpu" if swin else "meta"
-    ):  # Swin's masks and indices are no part of the file, so they are made for real
-        backbone = (
-            _swin_like(tensors)
-            if swin
-            else (
-                _resnet_like(tensors, source)
-                if resnet
-                else (
-                    _clip_like(tensors, num_heads, source, quick_gelu)
-                    if clip
-                    else _vit_like(tensors, num_heads, source, quick_gelu)
-                )
-            )
-        )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            backbone = _blank(tensors, num_heads, source, quick_gelu)
+    except VTError:
+        raise
+    except Exception as error:  # shapes of a file that is of none of these may fail anywhere
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise VTError(
+            f"{source} is no ViT, Swin, ResNet or CLIP that can be read ({reason}); it is damaged "
+            "or of another architecture"
+        ) from error
     expected = {key: tuple(t.shape) for key, t in backbone.state_dict().items()}
     found = {key: tuple(t.shape) for key, t in tensors.items()}
     for key in sorted(expected.keys() | found.keys()):
@@ -213,16 +257,66 @@ def _from_tensors(
                 f" {expected.get(key, 'nothing')}, found {found.get(key, 'nothing')}; it is damaged"
                 " or of another architecture"
             )
+    for key, _ in backbone.named_parameters():
+        if not tensors[key].is_floating_point():
+            raise VTError(
+                f"{source} does not fit a {type(backbone).__name__}: expected {key} as floats, "
+                f"found {tensors[key].dtype}; it is damaged or quantised"
+            )
+    expect_finite(tensors, source)
     backbone.load_state_dict(tensors, assign=True)
-    return backbone
+    return backbone if img_size is None else _of_size(backbone, img_size, source)
+
+
+def _blank(
+    tensors: dict[str, Tensor], num_heads: int | None, source: Path | str, quick_gelu: bool
+) -> nn.Module:
+    """A network of the file's architecture, without values."""
+    if "layers.0.blocks.0.attn.relative_position_bias_table" in tensors:
+        with torch.device("cpu"):  # its masks and indices are no part of the file
+            return _swin_like(tensors)
+    with torch.device("meta"):
+        if "layer1.0.conv1.weight" in tensors:
+            return _resnet_like(tensors, source)
+        if is_clip(list(tensors)):
+            return _clip_like(tensors, num_heads, source, quick_gelu)
+        return _vit_like(tensors, num_heads, source, quick_gelu)
+
+
+@torch.no_grad()
+def _of_size(network: Any, size: int, source: Path | str) -> nn.Module:
+    """The network for square images of another size: a ViT's positions [1, P + n, D], those of the
+    n patches interpolated as in timm; a ResNet takes any size as it is."""
+    vit = network.visual if isinstance(network, CLIP) else network
+    if isinstance(vit, ResNet):
+        return network
+    if not isinstance(vit, VisionTransformer):
+        raise VTError(
+            f"expected a ViT or ResNet for another image size, found a {type(vit).__name__} in "
+            f"{source}; leave img_size out"
+        )
+    embed = vit.patch_embed
+    patch = embed.patch_size[0]
+    if size % patch:
+        raise VTError(
+            f"expected img_size to be a multiple of the patch size {patch} of {source}, found "
+            f"{size}; choose another"
+        )
+    prefix, old, new = vit.num_prefix_tokens, embed.img_size[0] // patch, size // patch
+    if new != old:
+        own, places = vit.pos_embed[:, :prefix], vit.pos_embed[:, prefix:]
+        maps = places.mT.unflatten(2, (old, old))
+        maps = F.interpolate(maps, (new, new), mode="bicubic", antialias=True, align_corners=False)
+        vit.pos_embed = nn.Parameter(torch.cat([own, maps.flatten(2).mT], dim=1))
+    embed.img_size, embed.num_patches = (size, size), new**2
+    vit.input_size = (size, size)
+    return network
 
 
 def _count(tensors: dict[str, Tensor], prefix: str) -> int:
     """How many numbered children stand behind `prefix`."""
-    return 1 + max(
-        (int(found[1]) for key in tensors if (found := re.match(rf"{prefix}(\d+)\.", key))),
-        default=-1,
-    )
+    names = (re.match(rf"{re.escape(prefix)}(\d+)\.", key) for key in tensors)
+    return len({found[1] for found in names if found})
 
 
 def _resnet_like(tensors: dict[str, Tensor], source: Path | str) -> ResNet:
@@ -255,7 +349,8 @@ def _swin_like(tensors: dict[str, Tensor]) -> SwinTransformer:
 def _clip_like(
     tensors: dict[str, Tensor], num_heads: int | None, source: Path | str, quick_gelu: bool
 ) -> CLIP:
-    """Both towers have heads of one width."""
+    """Both towers have heads of one width, but those of published text towers are 64 wide also where
+    the image tower's are wider (80 in ViT-H/14, 88 in ViT-g/14)."""
     needed = {
         "text.token_embedding.weight": 2,
         "text.positional_embedding": 2,
@@ -275,7 +370,7 @@ def _clip_like(
         context=len(tensors["text.positional_embedding"]),
         embed_dim=width,
         depth=_count(tensors, "text.blocks."),
-        num_heads=width // visual.blocks[0].attn.head_dim,
+        num_heads=width // min(64, visual.blocks[0].attn.head_dim),
         quick_gelu=quick_gelu,
     )
     return CLIP(visual, text, tensors["text_projection"].shape[1])
@@ -343,7 +438,7 @@ def _vit_like(
     )
 
 
-def _load_timm(name: str) -> Any:  # timm has no types
+def _load_timm(name: str, img_size: int | None = None) -> Any:  # timm has no types
     try:
         import timm
     except ImportError as error:
@@ -353,7 +448,8 @@ def _load_timm(name: str) -> Any:  # timm has no types
     if not timm.is_model(name):
         raise unknown("timm model", name, timm.list_models("*vit*") + timm.list_pretrained("*vit*"))
     try:
-        model: Any = timm.create_model(name, pretrained=True, num_classes=0)
+        sizes: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
+        model: Any = timm.create_model(name, pretrained=True, num_classes=0, **sizes)
     except (
         Exception
     ) as error:  # the hub client raises many types, all of which mean the same to the user

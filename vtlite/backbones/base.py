@@ -8,6 +8,7 @@ timm's networks. Nobody else has to know what kind of network a backbone is.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -221,16 +222,21 @@ def feature_maps(backbone: Any, images: Tensor) -> Tensor:
     return about(backbone).feature_maps(images.to(next(backbone.parameters()).dtype))
 
 
-def outside(pixels: Pixels, images: Tensor) -> str:
+def outside(pixels: Pixels, images: Sequence[Any]) -> str:
     """Why images can't be in the range that a network was trained on; empty where they may be.
 
-    Augmented and normalised images leave the range a little, ones of another scale by far.
+    Augmented and normalised images leave the range a little, ones of another scale by far; images
+    without a negative number were not normalised.
     """
+    images = [x for x in images if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
+    if not images:
+        return ""
     low = min(-m / s for m, s in zip(pixels.mean, pixels.std, strict=True))
     high = max((1 - m) / s for m, s in zip(pixels.mean, pixels.std, strict=True))
     margin = 2 * (high - low)
-    least, most = images.min().item(), images.max().item()
-    if low - margin <= least and most <= high + margin:
+    least, most = min(x.min().item() for x in images), max(x.max().item() for x in images)
+    raw = low < 0 <= least < most <= 1
+    if not raw and low - margin <= least and most <= high + margin:
         return ""
     return (
         f"expected pixels between {low:.1f} and {high:.1f}, as the network was trained on, "
@@ -260,15 +266,25 @@ def check_images(images: Tensor, channels: int | None, size: tuple[int, int] | N
     """
     height, width = size or ("H", "W")
     expected = f"float images [B, {channels or 'C'}, {height}, {width}]"
+    if not isinstance(images, Tensor):
+        raise VTError(
+            f"expected {expected}, found {type(images).__name__}; pass a tensor, e.g. "
+            "torch.stack(images)"
+        )
     if not images.is_floating_point():
         raise VTError(
             f"expected {expected}, found dtype {images.dtype}; "
             "scale the pixels to floats first, e.g. images.float() / 127.5 - 1"
         )
     if images.ndim != 4 or images.shape[1] != (channels or images.shape[1]):
+        last = images.ndim == 4 and images.shape[3] == channels
         raise VTError(
             f"expected {expected}, found shape {list(images.shape)}; "
-            "add the batch dimension or convert the channels"
+            + (
+                "put the channels first: images.permute(0, 3, 1, 2)"
+                if last
+                else "add the batch dimension or convert the channels"
+            )
         )
     if size and images.shape[2:] != size:
         raise VTError(

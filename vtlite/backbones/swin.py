@@ -44,6 +44,11 @@ class WindowAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, window: int) -> None:
         super().__init__()
+        if dim % num_heads:
+            raise VTError(
+                f"expected a width that is a multiple of the number of heads, found width {dim} and"
+                f" {num_heads} heads"
+            )
         self.num_heads, self.window = num_heads, window
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros((2 * window - 1) ** 2, num_heads)
@@ -195,6 +200,16 @@ class SwinTransformer(VisionBackbone):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
+        if len(depths) != len(num_heads) or not depths:
+            raise VTError(
+                f"expected depths and num_heads of as many stages, found {tuple(depths)} and "
+                f"{tuple(num_heads)}; give one number of each for every stage"
+            )
+        if img_size // patch_size % 2 ** (len(depths) - 1):
+            raise VTError(
+                f"expected a map of {img_size // patch_size} x {img_size // patch_size} tokens that "
+                f"can be halved {len(depths) - 1} times; choose another image size"
+            )
         self.embed_dim, self.num_features = embed_dim, embed_dim * 2 ** (len(depths) - 1)
         self.in_chans, self.input_size = in_chans, (img_size, img_size)
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)

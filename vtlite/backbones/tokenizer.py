@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtlite.storage import VTError, atomic_write
+from vtlite.storage import VTError, atomic_write, said
 
 PAD, UNKNOWN, START, END = "<pad>", "<unknown>", "<start>", "<end>"
 BYTE_PAIRS = 49152 - 256 - 2  # merges that CLIP's vocabulary of 49,408 tokens uses
@@ -66,6 +66,7 @@ class WordTokenizer:
 
     def __call__(self, texts: Sequence[str], truncate: bool = False) -> Tensor:
         """Texts -> int64 [C, context]; `VTError` for one that is too long, unless `truncate`."""
+        _expect_texts(texts)
         start, end = self.number[START], self.number[END]
         numbers = [self.numbers(text) for text in texts]
         return _table(texts, numbers, start, end, self.context, truncate)
@@ -123,6 +124,7 @@ class BPETokenizer:
 
     def __call__(self, texts: Sequence[str], truncate: bool = False) -> Tensor:
         """Texts -> int64 [C, context]; `VTError` for one that is too long, unless `truncate`."""
+        _expect_texts(texts)
         numbers = [self.numbers(text) for text in texts]
         return _table(texts, numbers, self.number[START], self.number[END], self.context, truncate)
 
@@ -148,6 +150,15 @@ def _letters() -> dict[int, str]:
     }
 
 
+def _expect_texts(texts: Any) -> None:
+    if isinstance(texts, str):
+        raise VTError(f"expected a list of texts, found the text {texts!r}; write [{texts!r}]")
+    listed = isinstance(texts, list | tuple)
+    if not listed or (others := [text for text in texts if not isinstance(text, str)]):
+        found = said(others[0]) if listed else said(texts)
+        raise VTError(f"expected a list of texts, found {found}; give one text for each row")
+
+
 def _table(
     texts: Sequence[str],
     numbers: list[list[int]],
@@ -156,8 +167,6 @@ def _table(
     context: int,
     truncate: bool,
 ) -> Tensor:
-    if isinstance(texts, str):
-        raise VTError(f"expected a list of texts, found the text {texts!r}; write [{texts!r}]")
     tokens = torch.zeros(len(texts), context, dtype=torch.long)
     for row, text, found in zip(tokens, texts, numbers, strict=True):
         if len(found) > context - 2 and not truncate:

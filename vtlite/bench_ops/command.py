@@ -112,7 +112,7 @@ def bench_ops(
         result["operations"] = measure(names, sizes, device, limits, repeats, compiled=not tiny)
     if path is not None:
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n")
+            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 

@@ -4,9 +4,10 @@ calls: each looks at the notebooks as they are."""
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
-import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vtlite.classroom.cells import Cell, plan
+from vtlite.classroom.grade import Exercise as Marked
 from vtlite.classroom.grade import Limits, run_submission
 from vtlite.classroom.release import read
-from vtlite.classroom.worker import definitions
+from vtlite.classroom.submissions import Submission
 from vtlite.storage import VTError
 
 PASSED, TRIED, UNTOUCHED = "passes", "not yet", "not begun"
@@ -62,17 +65,14 @@ def progress(
 
 def look(path: Path, limits: Limits) -> list[Exercise]:
     """The exercises of one notebook, in their order."""
-    cells = read(path).cells
-    code = [cell.source for cell in cells if cell.cell_type == "code"]
-    titles = titles_of([(cell.cell_type, cell.source) for cell in cells])
-    defined, _ = definitions(code)
-    begun = [name for name in titles if name not in defined or not is_stub(defined[name], name)]
-    said = check(code, begun, limits) if any(name in defined for name in begun) else {}
+    notebook = read(path)
+    titles = titles_of([(cell.cell_type, cell.source) for cell in notebook.cells])
+    cells = [Cell(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
+    begun = [name for name in titles if not is_stub(cells, name)]
+    said = check(cells, {name: titles[name] for name in begun}, limits) if begun else {}
     found = []
     for name, title in titles.items():
         ok, words = said.get(name, (False, ""))
-        if name in begun and not words and not ok:
-            words = f"{name} is not defined in the notebook; was it renamed or its cell deleted?"
         state = UNTOUCHED if name not in begun else PASSED if ok else TRIED
         found.append(Exercise(path.stem, title, name, state, words))
     return found
@@ -91,54 +91,53 @@ def titles_of(cells: list[tuple[str, str]]) -> dict[str, str]:
     return titles
 
 
-def is_stub(code: str, name: str) -> bool:
+def is_stub(cells: list[Cell], name: str) -> bool:
     """Whether `name` still is what was handed out: nothing but `raise NotImplementedError`."""
-    for statement in ast.parse(code).body:
-        if isinstance(statement, ast.FunctionDef) and statement.name == name:
-            body = [s for s in statement.body if not isinstance(s, ast.Expr)]
-            return len(body) == 1 and ast.unparse(body[0]).startswith("raise NotImplementedError")
-    return False
+    functions = [
+        statement
+        for cell in cells
+        for statement in cell.statements
+        if isinstance(statement, ast.FunctionDef) and statement.name == name
+    ]
+    body = [s for s in functions[-1].body if not isinstance(s, ast.Expr)] if functions else []
+    return len(body) == 1 and ast.unparse(body[0]).startswith("raise NotImplementedError")
 
 
-def check(code: list[str], names: list[str], limits: Limits) -> dict[str, tuple[bool, str]]:
-    """What grading says to each function, when the notebook is nothing but them and what they use.
-
-    A cell with a syntax error is kept: grading finds it, and says where it is. Raises `VTError` on
-    Windows.
-    """
+def check(cells: list[Cell], titles: dict[str, str], limits: Limits) -> dict[str, tuple[bool, str]]:
+    """What grading says to each function, when the notebook has nothing but them and what they
+    use. Raises `VTError` on Windows."""
     if os.name != "posix":
         raise VTError(
             "checking needs Linux or macOS, whose processes can be limited and stopped; on Windows"
             " use WSL, or run the notebook's own cells, which check as well"
         )
-    defined, _ = definitions(code)
-    notebook = nbformat.v4.new_notebook()
-    notebook.cells = [
-        nbformat.v4.new_code_cell(_reduced(source, defined, names)) for source in code
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "functions.ipynb"
-        nbformat.write(notebook, path)
-        _, results, status = run_submission(path, names, limits)
-    return {
-        name: (ok, words if ok or words != "not reached" else status or words)
-        for name, (ok, words) in results.items()
-    }
+    notebook = nbformat.v4.new_notebook(
+        cells=list(map(nbformat.v4.new_code_cell, needed(cells, titles)))
+    )
+    one = Submission("", "", "the notebook", nbformat.writes(notebook).encode())
+    exercises = {name: Marked(title.partition(":")[0], 1) for name, title in titles.items()}
+    marks, _, status = run_submission(one, exercises, limits, [])
+    return {name: marks.get(name, (False, status or "not reached")) for name in titles}
 
 
-def _reduced(source: str, defined: dict[str, str], names: list[str]) -> str:
-    """The imports and definitions of a cell that the functions need."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return source
-    needed = {ast.unparse(s) for n in names if n in defined for s in ast.parse(defined[n]).body}
-    kept = [
-        statement
-        for statement in tree.body
-        if isinstance(statement, ast.Import | ast.ImportFrom) or ast.unparse(statement) in needed
+def needed(cells: list[Cell], names: Collection[str]) -> list[str]:
+    """The cells, with only those statements that the functions need to run. One with a syntax error
+    stays as it is: grading says where it is."""
+    kept: list[set[int]] = [set() for _ in cells]
+    for name in names:
+        with contextlib.suppress(KeyError):  # nowhere defined
+            for cell, places, wanted in zip(cells, kept, plan(cells, name), strict=False):
+                places |= set(range(len(cell.statements))) if wanted is None else wanted
+    return [
+        cell.source
+        if cell.error
+        else "\n".join(
+            ast.unparse(s)
+            for place, s in enumerate(cell.statements)
+            if place in places and not ast.unparse(s).startswith("check.")
+        )
+        for cell, places in zip(cells, kept, strict=True)
     ]
-    return "\n".join(map(ast.unparse, kept))
 
 
 def table(found: list[Exercise]) -> Table:

@@ -30,7 +30,7 @@ def release(solutions: Path, exercises: Path, check: bool = False) -> list[Path]
         for source in sources
     }
     for path, text in texts.items():
-        if check and (not path.exists() or path.read_text() != text):
+        if check and (not path.exists() or path.read_text(encoding="utf-8") != text):
             raise VTError(
                 f"{path} is not what {solutions / path.name} gives; run: python -m vtlite classroom"
                 " release"
@@ -38,7 +38,7 @@ def release(solutions: Path, exercises: Path, check: bool = False) -> list[Path]
         if not check:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary:
-                temporary.write_text(text)
+                temporary.write_text(text, encoding="utf-8")
     return list(texts)
 
 

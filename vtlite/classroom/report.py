@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from nbformat import NotebookNode
 
+from vtlite.classroom.grade import find_solutions, plain_text
 from vtlite.classroom.release import make_exercise, read
 from vtlite.storage import VTError, atomic_write
 
@@ -70,7 +71,8 @@ class Mark:
             return PASSED
         if not self.handed_in or words.startswith(_STUB):
             return UNTOUCHED
-        gone = words == "not reached" or "is not defined in the notebook" in words
+        gone = "is not defined in the notebook" in words and "syntax error" not in words
+        gone = gone or words == "not reached"
         return GONE if gone else TRIED
 
     @property
@@ -132,7 +134,7 @@ def read_marks(grades: Path) -> list[Mark]:
     for path in sorted(grades.with_suffix("").glob("*.json"), key=lambda p: p.stat().st_mtime):
         row = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(row, dict) and "student" in row:
-            kept[row["student"], row.get("assignment")] = (row, path)
+            kept[plain_text(row["student"]), row.get("assignment")] = (row, path)
     marks = []
     for number, row in enumerate(read_csv(grades, "grades"), 2):
         try:
@@ -148,18 +150,13 @@ def read_marks(grades: Path) -> list[Mark]:
 
 
 def _mark(row: dict[str, str], kept: dict[Any, tuple[dict[str, Any], Path]], beside: Path) -> Mark:
-    # In the CSV a name that a spreadsheet would run as a formula has a quote in front.
-    name = row["student"].removeprefix("'")
-    student = name if re.match(r"[\s']*[^\w\s'(]", name) else row["student"]
-    if (student, row["assignment"]) not in kept:
-        student = row["student"]
-    more, path = kept.get((student, row["assignment"]), ({}, None))
+    more, path = kept.get((row["student"], row["assignment"]), ({}, None))
     numbers = {name: _number(text) for name, text in row.items() if name not in _FIXED}
     file = more.get("file") or ""
     # A path is kept as it was given, perhaps from the folder of the grades.
     found = Path(file.partition(".zip: ")[0] + ".zip" if ".zip: " in file else file).exists()
     return Mark(
-        student=student,
+        student=more.get("student", row["student"]),
         assignment=row["assignment"],
         points=float(row["points"]),
         of=float(row["of"]),
@@ -256,10 +253,14 @@ def import_table(marks: list[Mark], people: list[dict[str, str]] | None) -> tupl
     writer = csv.writer(buffer)
     writer.writerow([*COLUMNS, marks[0].assignment])
     for person, points in rows:
-        name = person["Student"]
-        # Only ids decide; a name that begins like a formula gets a quote in front.
-        safe = f"'{name}" if name[:1] in tuple("=+-@\t\r") else name
-        writer.writerow([safe, *(person.get(c, "") for c in COLUMNS[1:]), f"{points:g}"])
+        # Only ids decide, so a name may be changed that a spreadsheet would run.
+        writer.writerow(
+            [
+                plain_text(person["Student"]),
+                *(person.get(c, "") for c in COLUMNS[1:]),
+                f"{points:g}",
+            ]
+        )
     return buffer.getvalue(), notes
 
 
@@ -324,6 +325,8 @@ def alike(marks: list[Mark], solutions: Path) -> tuple[list[Alike], list[str]]:
     What every student was given does not count, nor an answer built like the sample solution, nor
     one that more than a quarter of the class has: these are the obvious ones.
     """
+    with contextlib.suppress(VTError):  # without them, all that is alike is listed
+        solutions = find_solutions(solutions)
     pairs: list[Alike] = []
     unread: list[str] = []
     for assignment, here in by_assignment(marks).items():

@@ -60,24 +60,8 @@ def load_folder(path: str | Path, pixels: Pixels) -> Task:
     missing or empty folders and classes that differ between train and test; an image that cannot be
     read is named when its turn comes.
     """
-    path = Path(path)
-    splits = []
-    for name in ("train", "test"):
-        if not (path / name).is_dir():
-            raise VTError(
-                f"expected the folder {path / name} with one folder per class in it, found none;"
-                " see vt.load_task"
-            )
-        try:
-            splits.append(
-                datasets.ImageFolder(path / name, _transform(pixels), None, _read, _is_image)
-            )
-        except FileNotFoundError as error:
-            raise VTError(
-                f"expected images in every class folder of {path / name}, found none in some"
-                f" ({str(error).split('.')[0]})"
-            ) from error
-    train, test = splits
+    path = Path(path).expanduser()
+    train, test = (_class_folders(path, split, pixels) for split in ("train", "test"))
     if train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes))
         raise VTError(
@@ -85,6 +69,41 @@ def load_folder(path: str | Path, pixels: Pixels) -> Task:
             f" {', '.join(differing)} in only one of them"
         )
     return _task(f"folder:{path}", train, test, train.classes, f"images of {path}")
+
+
+class _ClassFolders(datasets.ImageFolder):
+    """One folder per class; hidden ones, which notebooks and archives leave behind, are none."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        names = sorted(f.name for f in Path(directory).iterdir() if f.is_dir())
+        names = [name for name in names if not name.startswith((".", "__MACOSX"))]
+        if not names:
+            raise FileNotFoundError(f"no class folder in {directory}")
+        return names, {name: i for i, name in enumerate(names)}
+
+
+def _class_folders(path: Path, split: str, pixels: Pixels) -> _ClassFolders:
+    """The images of one split, or `VTError`."""
+    try:
+        if not (path / split).is_dir():
+            there = [f.name for f in path.iterdir() if f.is_dir()] if path.is_dir() else []
+            found = ", ".join(sorted(there)[:5]) or "none"
+            raise VTError(
+                f"expected the folder {path / split} with one folder per class in it, found {found};"
+                " see vt.load_task"
+            )
+        return _ClassFolders(path / split, _transform(pixels), None, read_image, _is_image)
+    except FileNotFoundError as error:
+        raise VTError(
+            f"expected images in every class folder of {path / split}, found none in some"
+            f" ({str(error).split('.')[0]})"
+        ) from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, VTError):
+            raise
+        raise VTError(
+            f"could not read the folder {path / split} ({error}); check its name and permissions"
+        ) from error
 
 
 def load_torchvision(name: str, root: str | Path, pixels: Pixels) -> Task:
@@ -194,16 +213,23 @@ def _covering(image: Image.Image, size: tuple[int, int], mode: v2.InterpolationM
 
 
 def _is_image(file: str) -> bool:
-    return file.lower().endswith((*datasets.folder.IMG_EXTENSIONS, ".gif"))
+    hidden = Path(file).name.startswith(".")  # such as the ._NAME that a Mac puts into archives
+    return not hidden and file.lower().endswith((*datasets.folder.IMG_EXTENSIONS, ".gif"))
 
 
-def _read(file: str) -> Image.Image:
+def read_image(file: str | Path, most: int | None = None) -> Image.Image:
     """An image file of any kind as RGB: the first frame, turned as its EXIF data say, transparency
-    on white, 16 bits scaled to 8."""
+    on white, 16 bits scaled to 8. Raises `VTError` for what can't be read, or has more pixels than
+    `most` (if not given, than Pillow's limit)."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
+                if most is not None and image.width * image.height > most:
+                    raise VTError(
+                        f"expected an image of at most {most:,} pixels, found "
+                        f"{image.width}x{image.height} in {file}; make it smaller"
+                    )
                 return as_rgb(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
@@ -211,7 +237,9 @@ def _read(file: str) -> Image.Image:
             f"expected an image of at most {limit} megapixels, found the larger {file}; "
             "make it smaller first"
         ) from error
-    except _UNREADABLE as error:
+    except VTError:
+        raise
+    except (*_UNREADABLE, MemoryError) as error:
         said = str(error) or type(error).__name__
         raise VTError(
             f"expected an image, found {file}, which cannot be read ({said}); replace or remove it"
@@ -230,10 +258,12 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Grey values of 16 bits (0 to 65,535), or floats in [0, 1], as bytes."""
-    whole = np.issubdtype(values.dtype, np.integer)
-    scaled = values / 65535 if whole else np.nan_to_num(values)
-    return (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+    """Grey values of 16 bits (0 to 65,535), or floats in [0, 1], as bytes. Raises `ValueError` for
+    others: nobody knows what their white is."""
+    white = 65535 if np.issubdtype(values.dtype, np.integer) else 1
+    if not ((values >= 0) & (values <= white)).all():  # NaN is neither
+        raise ValueError(f"its grey values are not from 0 to {white}")
+    return (values / white * 255).round().astype(np.uint8)
 
 
 def _label(data: Any, index: int) -> int:

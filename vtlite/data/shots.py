@@ -35,9 +35,9 @@ def variant(task: Task, options: Sequence[str]) -> Task:
         task = stages[left.pop(0)]
     if left and left[0] in ("base", "new"):
         task = half(task, left.pop(0))
-    if left and (found := re.fullmatch(r"(\d+)-shot", left[0])):
+    if left and (found := re.fullmatch(r"(\d{1,4})-shot", left[0])):
         left.pop(0)
-        draw = int(left.pop(0)) if left and left[0].isdecimal() else 0
+        draw = int(left.pop(0)) if left and re.fullmatch(r"\d{1,4}", left[0]) else 0
         task = few_shot(task, int(found[1]), draw)
     if left:
         shots = [f"{k}-shot" for k in SHOTS]

@@ -15,10 +15,12 @@ from typing import Any
 
 from torch import Generator
 
+from vtlite.arguments import named, whole
 from vtlite.backbones.base import Pixels, pixels_of
 from vtlite.data import emoji, motion, photographs, scenes, shapes, shots
 from vtlite.data.images import TRAIN, VAL, ImageDataset, normalise
-from vtlite.storage import VTError, unknown
+from vtlite.method import Tuned
+from vtlite.storage import as_path, unknown
 from vtlite.task import Several, Stream, Task
 
 __all__ = ["TASKS", "TRAIN", "VAL", "ImageDataset", "load_task", "normalise", "source_of"]
@@ -115,6 +117,7 @@ _RECIPES = {
 TASKS = tuple(_RECIPES)
 
 
+@named
 def load_task(
     name: str, image_size: int | None = None, root: str | Path = "data", like: Any = None
 ) -> Task:
@@ -130,16 +133,21 @@ def load_task(
     that this backbone was trained on. Raises `VTError` for a name that does not exist, with the
     nearest ones that do.
     """
-    pixels = _pixels(image_size, like)
-    kind, _, rest = str(name).partition(":")
+    valid = (*TASKS, "torchvision:CIFAR10", "folder:PATH")
+    if not isinstance(name, str | Path):
+        raise unknown("task", name, valid)
+    pixels, name = _pixels(image_size, like), str(name)
+    kind, _, rest = name.partition(":")
     if rest and kind in ("torchvision", "folder"):
         from vtlite.data.folders import load_folder, load_torchvision
 
         return (
-            load_folder(rest, pixels) if kind == "folder" else load_torchvision(rest, root, pixels)
+            load_folder(rest, pixels)
+            if kind == "folder"
+            else load_torchvision(rest, as_path(root, "root"), pixels)
         )
     if kind not in _RECIPES or name.endswith(":"):
-        raise unknown("task", name, (*TASKS, "torchvision:CIFAR10", "folder:PATH"))
+        raise unknown("task", name, valid)
     recipe = _RECIPES[kind]
     task = recipe.make(Generator().manual_seed(TASKS.index(kind)))
     if rest:
@@ -154,10 +162,11 @@ def source_of(name: str) -> str:
 
 
 def _pixels(image_size: int | None, like: Any) -> Pixels:
-    whole = isinstance(image_size, int) and not isinstance(image_size, bool)
-    if image_size is not None and (not whole or image_size < 1):
-        raise VTError(f"expected image_size of at least 1, found {image_size!r}; give whole pixels")
-    pixels = Pixels() if like is None else pixels_of(like)
+    if image_size is not None:
+        image_size = whole("image_size", image_size, most=4096)
+    if isinstance(like, Tuned):
+        like = like.backbone
+    pixels = Pixels() if like is None else pixels_of(getattr(like, "visual", like))
     return replace(pixels, size=(image_size, image_size)) if image_size else pixels
 
 

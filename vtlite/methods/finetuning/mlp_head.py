@@ -30,9 +30,7 @@ class MLPHead(Method):
     dropout: float = 0.1  # after each hidden layer, in training
 
     def __post_init__(self) -> None:
-        self.expect(
-            isinstance(self.layers, int) and self.layers >= 1, "layers", "an integer of at least 1"
-        )
+        self.expect(self.layers >= 1, "layers", "an integer of at least 1")
         self.expect(0 <= self.dropout < 1, "dropout", "in [0, 1)")
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:

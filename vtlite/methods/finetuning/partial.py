@@ -28,9 +28,7 @@ class Partial(Method):
     blocks: int = 1  # k, counted from the end
 
     def __post_init__(self) -> None:
-        self.expect(
-            isinstance(self.blocks, int) and self.blocks >= 1, "blocks", "an integer of at least 1"
-        )
+        self.expect(self.blocks >= 1, "blocks", "an integer of at least 1")
 
     def attach(self, backbone: Backbone) -> None:
         backbone.requires_grad_(True)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.data import DataLoader
 
 from vtlite.backbones.stages import keeps_values
+from vtlite.data.items import batches
 from vtlite.method import Backbone, Tuned
 from vtlite.storage import VTError
 
@@ -110,6 +110,5 @@ def shuffled_batches(model: Tuned, train: Any, batch_size: int) -> Iterator[tupl
     """One epoch of images [B, C, S, S] and labels [B] where the model lives. Raises `VTError` for
     labels out of range."""
     device = next(model.parameters()).device
-    for images, labels in DataLoader(train, batch_size, shuffle=True):  # `fit` has seeded the order
-        model.task.check(labels)
-        yield images.to(device), labels.to(device)
+    for images, labels in batches(train, batch_size, shuffle=True):  # `fit` has seeded the order
+        yield images.to(device), model.task.check(labels).to(device)

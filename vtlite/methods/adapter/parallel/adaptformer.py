@@ -68,7 +68,7 @@ class AdaptFormer(Method):
 
     def __post_init__(self) -> None:
         self.expect(
-            isinstance(self.bottleneck, int) and self.bottleneck >= 1,
+            self.bottleneck >= 1,
             "bottleneck",
             "an integer of at least 1",
         )

@@ -81,11 +81,6 @@ class BitFit(Method):
         str, ...
     ] = ()  # layers whose bias trains, by the last part of their names, or query, key, value; empty: every bias
 
-    def __post_init__(self) -> None:
-        self.expect(
-            not isinstance(self.subset, str), "subset", 'a tuple of names, as in ("query", "fc1")'
-        )
-
     def attach(self, backbone: Backbone) -> None:
         biases = {
             name: called(name)

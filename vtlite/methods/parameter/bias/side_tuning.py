@@ -75,9 +75,7 @@ class SideTuning(Method):
 
     def __post_init__(self) -> None:
         self.expect(self.side in ("blocks", "alexnet"), "side", '"blocks" or "alexnet"')
-        self.expect(
-            isinstance(self.depth, int) and self.depth >= 1, "depth", "an integer of at least 1"
-        )
+        self.expect(self.depth >= 1, "depth", "an integer of at least 1")
 
     def attach(self, backbone: Backbone) -> nn.Module:
         attention_blocks(backbone, "side_tuning", plain=True)

@@ -114,7 +114,7 @@ class GPS(Method):
     batch_size: int = 32  # images per gradient; the contrastive loss compares those of one batch
 
     def __post_init__(self) -> None:
-        self.expect(isinstance(self.k, int) and self.k >= 1, "k", "an integer of at least 1")
+        self.expect(self.k >= 1, "k", "an integer of at least 1")
         self.expect(
             self.loss_of_choice in ("contrastive", "cross_entropy"),
             "loss_of_choice",
@@ -122,7 +122,7 @@ class GPS(Method):
         )
         self.expect(self.temperature > 0, "temperature", "above 0")
         self.expect(
-            isinstance(self.batch_size, int) and self.batch_size >= 2,
+            self.batch_size >= 2,
             "batch_size",
             "an integer of at least 2",
         )

@@ -208,18 +208,16 @@ class SPT(Method):
 
     def __post_init__(self) -> None:
         self.expect(0 < self.budget < 1, "budget", "between 0 and 1")
-        self.expect(
-            isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1"
-        )
+        self.expect(self.rank >= 1, "rank", "an integer of at least 1")
         self.expect(self.alpha >= 1, "alpha", "of at least 1")
         self.expect(self.beta >= 1, "beta", "of at least 1")
         self.expect(
-            isinstance(self.batches, int) and self.batches >= 1,
+            self.batches >= 1,
             "batches",
             "an integer of at least 1",
         )
         self.expect(
-            isinstance(self.batch_size, int) and self.batch_size >= 1,
+            self.batch_size >= 1,
             "batch_size",
             "an integer of at least 1",
         )

@@ -57,9 +57,7 @@ class Aurora(Method):
     scale: float = 1.0  # weight of the update
 
     def __post_init__(self) -> None:
-        self.expect(
-            isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1"
-        )
+        self.expect(self.rank >= 1, "rank", "an integer of at least 1")
 
     def attach(self, backbone: Backbone) -> None:
         modes = nn.Parameter(torch.ones(self.rank))

@@ -120,7 +120,7 @@ class DLDR(Method):
     batch_size: int = 50  # images of one of its steps
 
     def __post_init__(self) -> None:
-        self.expect(isinstance(self.k, int) and self.k >= 1, "k", "an integer of at least 1")
+        self.expect(self.k >= 1, "k", "an integer of at least 1")
         self.expect(self.snapshots >= self.k, "snapshots", f"of at least k = {self.k}")
         self.expect(self.stride >= 1, "stride", "of at least 1")
         self.expect(self.sampling_lr > 0, "sampling_lr", "above 0")

@@ -77,9 +77,7 @@ class DoRA(Method):
     targets: str = "qv"  # which of the attention projections q, k, v get an update
 
     def __post_init__(self) -> None:
-        self.expect(
-            isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1"
-        )
+        self.expect(self.rank >= 1, "rank", "an integer of at least 1")
         self.expect(
             bool(self.targets) and set(self.targets) <= set("qkv"),
             "targets",

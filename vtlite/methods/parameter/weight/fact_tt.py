@@ -51,9 +51,7 @@ class FacTTT(Method):
     scale: float = 1.0  # weight of the update
 
     def __post_init__(self) -> None:
-        self.expect(
-            isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1"
-        )
+        self.expect(self.rank >= 1, "rank", "an integer of at least 1")
 
     def attach(self, backbone: Backbone) -> None:
         check_rank("fact_tt", self.rank, backbone.num_features, backbone.num_features)

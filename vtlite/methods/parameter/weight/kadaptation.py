@@ -109,10 +109,8 @@ class KAdaptation(Method):
     targets: str = "qv"  # which of q, k, v get an update, each with shared factors of its own
 
     def __post_init__(self) -> None:
-        self.expect(isinstance(self.n, int) and self.n >= 1, "n", "an integer of at least 1")
-        self.expect(
-            isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1"
-        )
+        self.expect(self.n >= 1, "n", "an integer of at least 1")
+        self.expect(self.rank >= 1, "rank", "an integer of at least 1")
         self.expect(
             len(self.targets) > 0 and set(self.targets) <= set("qkv"),
             "targets",

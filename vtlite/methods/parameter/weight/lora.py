@@ -93,9 +93,7 @@ class LoRA(Method):
     layers: tuple[str, ...] = ("qkv", "conv1", "conv2")
 
     def __post_init__(self) -> None:
-        self.expect(
-            isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1"
-        )
+        self.expect(self.rank >= 1, "rank", "an integer of at least 1")
         self.expect(set(self.targets) <= set("qkv"), "targets", "some of the letters q, k, v")
 
     def attach(self, backbone: Backbone) -> None:

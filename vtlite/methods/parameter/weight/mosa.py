@@ -33,9 +33,7 @@ class MoSA(Method):
     alpha: float = 1.0  # the update is scaled by alpha / rank; kept while the rank changes
 
     def __post_init__(self) -> None:
-        self.expect(
-            isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1"
-        )
+        self.expect(self.rank >= 1, "rank", "an integer of at least 1")
 
     def attach(self, backbone: Backbone) -> None:
         if not hasattr(backbone, "patch_embed"):

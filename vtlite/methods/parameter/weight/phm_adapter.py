@@ -115,7 +115,7 @@ class PHMAdapter(Method):
     after_mlp_only: bool = False  # no bottleneck after the attention
 
     def __post_init__(self) -> None:
-        self.expect(isinstance(self.n, int) and self.n >= 1, "n", "an integer of at least 1")
+        self.expect(self.n >= 1, "n", "an integer of at least 1")
         fits = self.n * max(1, self.bottleneck // self.n)
         self.expect(
             self.bottleneck % self.n == 0 < self.bottleneck,

@@ -63,9 +63,8 @@ class VeRA(Method):
     projection_seed: int = 0  # what A and B are made from
 
     def __post_init__(self) -> None:
-        self.expect(
-            isinstance(self.rank, int) and self.rank >= 1, "rank", "an integer of at least 1"
-        )
+        self.expect(0 <= self.projection_seed < 2**32, "projection_seed", "from 0 to 2^32 - 1")
+        self.expect(self.rank >= 1, "rank", "an integer of at least 1")
         self.expect(
             bool(self.targets) and set(self.targets) <= set("qkv"),
             "targets",

@@ -98,7 +98,7 @@ class VPTDeep(Method):
 
     def __post_init__(self) -> None:
         self.expect(
-            isinstance(self.num_prompts, int) and self.num_prompts >= 1,
+            self.num_prompts >= 1,
             "num_prompts",
             "an integer of at least 1",
         )

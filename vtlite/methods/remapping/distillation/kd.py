@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtlite.backbones.base import about
 from vtlite.backbones.stages import attention_blocks, with_fewer_blocks
-from vtlite.method import LOW_LRS, Backbone, Method, Predictor, Train, Tuned
+from vtlite.method import LOW_LRS, Backbone, Method, Predictor, Train, Tuned, find_method
 from vtlite.ops.kd_loss import kd_loss
 from vtlite.storage import VTError
 from vtlite.task import Several, Task
@@ -70,6 +71,11 @@ class KD(Method):
         self.expect(self.depth is None or self.depth >= 1, "depth", "of at least 1")
         self.expect(self.temperature > 0, "temperature", "above 0")
         self.expect(0 <= self.weight <= 1, "weight", "in [0, 1]")
+        self.expect(self.teacher_epochs >= 1, "teacher_epochs", "of at least 1")
+        find_method(self.teacher_method)  # raises for an unknown name
+        for name in ("student", "teacher"):
+            given = getattr(self, name)
+            self.expect(given is None or isinstance(given, nn.Module), name, "as a network")
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
         if isinstance(task, Several):
@@ -86,6 +92,7 @@ class KD(Method):
     def small_network(self, backbone: Backbone) -> Backbone:
         """The student's backbone: the one given, or some of this one's blocks."""
         if self.student is not None:
+            about(self.student)  # raises for a foreign network
             student = copy.deepcopy(self.student)
             student.reset_classifier(0)
             return student
