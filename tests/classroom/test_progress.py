@@ -45,7 +45,7 @@ RENAMED = "def wise(start, tuned, alpha):\n    return start\n\n\ncheck.wise_ft(w
 
 @pytest.fixture
 def exercises(tmp_path: Path) -> Path:
-    """Four exercises: one right, one wrong, one as it was handed out, one renamed; and a notebook
+    """Five exercises: one right, one wrong, one as it was handed out, one renamed, one deleted; and a notebook
     that nobody has begun. Cells between them would take forever, or fail."""
     first = nbformat.v4.new_notebook()
     for number, source in enumerate((LRS, WRONG, STUB, RENAMED), 3):
@@ -54,6 +54,7 @@ def exercises(tmp_path: Path) -> Path:
             nbformat.v4.new_code_cell(source),
             nbformat.v4.new_code_cell("raise RuntimeError('this cell must not run')"),
         ]
+    first.cells.append(nbformat.v4.new_markdown_cell("## Exercise 2.7: a cell that is gone"))
     first.cells.insert(0, nbformat.v4.new_code_cell(SETUP))
     second = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(STUB)])
     folder = tmp_path / "exercises"
@@ -76,12 +77,14 @@ def test_what_was_begun_is_checked_and_the_next_exercise_named(
         ("02_a", "l2_sp_penalty"): ("2.4: task 4", TRIED),
         ("02_a", "lp_ft_lrs"): ("2.5: task 5", UNTOUCHED),
         ("02_a", "wise_ft"): ("2.6: task 6", TRIED),
+        ("02_a", ""): ("2.7: a cell that is gone", TRIED),
         ("05_b", "lp_ft_lrs"): ("lp_ft_lrs", UNTOUCHED),
     }
     assert "factor 1/2 is missing" in found[1].words
     assert "wise_ft is not defined in the notebook" in found[3].words
     said = text.getvalue()
-    assert "1 of 4" in said
+    assert "no longer in the notebook; put it back" in found[4].words
+    assert "1 of 5" in said
     assert "factor 1/2 is missing" in said
     assert "Next: go on with exercise 2.4: task 4 in" in said
     # Nothing is kept, so nothing can be out of date.

@@ -66,29 +66,34 @@ def progress(
 def look(path: Path, limits: Limits) -> list[Exercise]:
     """The exercises of one notebook, in their order."""
     notebook = read(path)
-    titles = titles_of([(cell.cell_type, cell.source) for cell in notebook.cells])
+    named = exercises_of([(cell.cell_type, cell.source) for cell in notebook.cells])
     cells = [Cell(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
-    begun = [name for name in titles if not is_stub(cells, name)]
-    said = check(cells, {name: titles[name] for name in begun}, limits) if begun else {}
+    begun = {name: title for title, name in named if name and not is_stub(cells, name)}
+    said = check(cells, begun, limits) if begun else {}
     found = []
-    for name, title in titles.items():
-        ok, words = said.get(name, (False, ""))
-        state = UNTOUCHED if name not in begun else PASSED if ok else TRIED
+    for title, name in named:
+        gone = "its cell, or the call of its check, is no longer in the notebook; put it back"
+        ok, words = said.get(name, (False, "" if name else gone))
+        state = PASSED if ok else TRIED if words else UNTOUCHED
         found.append(Exercise(path.stem, title, name, state, words))
     return found
 
 
-def titles_of(cells: list[tuple[str, str]]) -> dict[str, str]:
-    """Function -> number and title of its exercise, by the headings and the calls of the checks."""
-    titles: dict[str, str] = {}
-    title = ""
+def exercises_of(cells: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(number and title, function) of each exercise, by the headings and the calls of the checks;
+    no function where the call is missing."""
+    found: list[tuple[str, str]] = []
     for kind, source in cells:
         if kind == "markdown" and (heading := re.search(r"^## Exercise (.+)$", source, re.M)):
-            title = heading[1]
-        if kind == "code":
-            for name in re.findall(r"^check\.(\w+)\(", source, re.M):
-                titles.setdefault(name, title or name)
-    return titles
+            found.append((heading[1], ""))
+        for name in re.findall(r"^check\.(\w+)\(", source, re.M) if kind == "code" else ():
+            if name in (other for _, other in found):
+                continue
+            if found and not found[-1][1]:
+                found[-1] = (found[-1][0], name)
+            else:
+                found.append((name, name))
+    return found
 
 
 def is_stub(cells: list[Cell], name: str) -> bool:
