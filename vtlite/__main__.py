@@ -208,7 +208,24 @@ def _parser() -> argparse.ArgumentParser:
     grade.add_argument(
         "--workers", type=int, default=2, help="submissions at a time (default: %(default)s)"
     )
-    for action in (release, grade):
+    report = actions.add_parser(
+        "report", help="one page on the class from the grades, and the points for Moodle and Canvas"
+    )
+    report.add_argument("grades", type=Path, help="what `classroom grade -o` wrote")
+    report.add_argument(
+        "-o", "--out", type=Path, help="the page (default: GRADES-report.html beside the grades)"
+    )
+    report.add_argument(
+        "--roster",
+        type=Path,
+        help="a CSV of the class with ids, such as Canvas and Moodle export; see solutions/README.md",
+    )
+    progress = actions.add_parser(
+        "progress", help="for a learner: which exercises pass, and what comes next"
+    )
+    progress.add_argument("--exercises", type=Path, default=Path("exercises"))
+    progress.add_argument("--lessons", type=Path, default=Path("notebooks"))
+    for action in (release, grade, report):
         action.add_argument("--solutions", type=Path, default=Path("solutions"))
     return parser
 
@@ -315,6 +332,19 @@ def _classroom(arguments: argparse.Namespace) -> None:
 
         for path in release(arguments.solutions, arguments.exercises, arguments.check):
             print(f"{'right' if arguments.check else 'written'}: {path}")
+        return
+    if arguments.action == "report":
+        from vtlite.classroom.report import report
+
+        grades = arguments.grades
+        out = arguments.out or grades.with_name(f"{grades.stem}-report.html")
+        said, written = report(grades, out, arguments.solutions, arguments.roster)
+        print(said, *(f"written: {path}" for path in written), sep="\n")
+        return
+    if arguments.action == "progress":
+        from vtlite.classroom.progress import progress
+
+        progress(arguments.exercises, arguments.lessons)
         return
     from vtlite.arguments import whole
     from vtlite.classroom.grade import Limits, grade, what_holds

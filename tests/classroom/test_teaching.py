@@ -1,0 +1,123 @@
+"""The instructor's kit: numbers of its sample answers, computed again; plans that fit their time."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import vtlite as vt
+from vtlite.bench_ops import ESTIMATED
+
+KIT = Path(__file__).parents[2] / "solutions/TEACHING.md"
+TEXT = KIT.read_text(encoding="utf-8")
+
+
+def question(number: str) -> str:
+    return TEXT.partition(f"### {number}:")[2].partition("\n### ")[0]
+
+
+@pytest.mark.parametrize("lesson", ["00", "01", "02", "05", "07"])
+def test_a_plan_has_fifty_minutes(lesson: str) -> None:
+    plan = TEXT.partition(f"## Lesson {lesson} in 50 minutes")[2].partition("\n## ")[0]
+    assert sum(map(int, re.findall(r"^\| (\d+) \|", plan, re.M))) == 50
+
+
+@pytest.mark.parametrize("number", ["02-1", "02-2", "05-1", "05-2", "07-1", "07-2"])
+def test_a_rubric_has_ten_points(number: str) -> None:
+    assert sum(map(int, re.findall(r"^\| (\d+) \|", question(number), re.M))) == 10
+
+
+def test_the_plans_name_lessons_that_exist_and_say_which_do_not() -> None:
+    lessons = {path.name[:2] for path in (KIT.parents[1] / "notebooks").glob("[0-9]*.ipynb")}
+    planned = set(re.findall(r"\*lesson (\d\d) is planned\*", TEXT))
+    assert not planned & lessons
+    assert set(re.findall(r"^## Lesson (\d\d)", TEXT, re.M)) <= lessons
+
+
+def test_counts_of_a_vit() -> None:
+    vit = vt.create_backbone("vit_base_patch16_224", device="meta")
+    sizes = {name: p.numel() for name, p in vit.named_parameters()}
+    head = 768 * 9 + 9
+    norms, last = (
+        vt.count_parameters(vt.tune(vit, m, 9))[0] - head for m in ("norm_tuning", "partial")
+    )
+    assert f"{norms:,} numbers, and partial" in question("02-1")
+    assert f"{last:,}, which is {last / norms:.0f} times" in question("02-1")
+    assert f"24 units, {24 / 36:.0%}".replace("%", " %") in question("02-1")
+    assert f"14 units, {14 / 36:.0%}".replace("%", " %") in question("02-1")
+    assert f"gives {12 / 18:.0%} and {8 / 18:.0%}".replace("%", " %") in question("02-1")
+    biases = sum(n for name, n in sizes.items() if name.endswith(".bias"))
+    assert f"trains {biases:,} biases" in question("05-2")
+    assert f"{12 * 768:,}, which is {100 * 12 * 768 / biases:.1f} %" in question("05-2")
+
+
+def test_lengths_of_the_gradient_at_the_logits() -> None:
+    for p, words in ((1 / 9, "= 0.943"), (0.9, "= 0.106")):
+        rest = [(1 - p) / 8] * 8
+        assert f"= {math.hypot(1 - p, *rest):.3f}" == words
+        assert words in question("02-2")
+
+
+def test_ranks_and_shares() -> None:
+    assert torch.equal(torch.kron(torch.eye(8), torch.eye(12)), torch.eye(96))
+    g = torch.Generator().manual_seed(0)
+    shares = []
+    for _ in range(200):
+        u, v = torch.randn(2, 96, generator=g, dtype=torch.float64)
+        # A Kronecker product is a matrix of rank one after this re-arrangement.
+        grid = torch.outer(u, v).view(8, 12, 8, 12).transpose(1, 2).reshape(64, 144)
+        squares = torch.linalg.svdvals(grid).square()
+        shares.append((squares[0] / squares.sum()).item())
+    assert f"about {100 * sum(shares) / 200:.0f} % of such a matrix" in question("05-1")
+
+
+def test_when_the_key_bias_is_idle() -> None:
+    g = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 1, 3, 7, 4, generator=g, dtype=torch.float64)
+    pk, pv = torch.randn(2, 1, 3, 2, 4, generator=g, dtype=torch.float64)
+    b = torch.randn(3, 1, 4, generator=g, dtype=torch.float64)
+    attend = F.scaled_dot_product_attention
+
+    def idle(keys: torch.Tensor, moved: torch.Tensor, v: torch.Tensor = v, **mask: bool) -> bool:
+        return torch.allclose(attend(q, keys, v, **mask), attend(q, moved, v, **mask))
+
+    both = torch.cat([pv, v], 2)
+    assert idle(k, k + b)
+    assert idle(k, k + b, is_causal=True)
+    assert idle(torch.cat([pk, k], 2), torch.cat([pk + b, k + b], 2), both)
+    assert not idle(torch.cat([pk, k], 2), torch.cat([pk, k + b], 2), both)
+    assert not idle(F.normalize(k, dim=-1), F.normalize(k + b, dim=-1))
+    assert torch.allclose(attend(q, k, v + b), attend(q, k, v) + b)
+
+
+def test_bytes_and_operations() -> None:
+    rows, K, N = 64 * 197, 768, 2304
+    one = 2 * rows * K
+    text = question("07-1")
+    assert f"{one / 1e6:.1f} MB" in text
+    times = [passes * one / ESTIMATED.bandwidth * 1e6 for passes in (7, 2)]
+    assert f"= {times[0]:.0f} µs, against {times[1]:.0f} µs" in text
+    work, moved = 2 * rows * K * N, 2 * (rows * K + N * K + rows * N)
+    assert f"= {work / 1e9:.1f} G operations" in text
+    assert f"= {moved / 1e6:.0f} MB; {work / moved:.0f} operations per" in text
+    assert f"= {ESTIMATED.flops / ESTIMATED.bandwidth:.0f}." in text
+    slow = (work / ESTIMATED.flops * 1e6, moved / ESTIMATED.bandwidth * 1e6)
+    assert f"{slow[0]:.0f} µs for it, {slow[1]:.0f} µs for the bytes" in text
+
+
+def test_softmax_by_hand() -> None:
+    first = math.exp(1 - 3) + 1
+    second = first * math.exp(3 - 4) + 1 + math.exp(2 - 4)
+    wrong = first + 1 + math.exp(2 - 4)
+    weight = torch.tensor([1.0, 3, 4, 2]).softmax(0)[2].item()
+    text = question("07-2")
+    assert f"+ 1 = {first:.3f}" in text
+    assert f"+ e⁻² = {second:.3f}" in text
+    assert f"= {1 / second:.3f}" == f"= {weight:.3f}"
+    assert f"= {weight:.3f}" in text
+    assert f"ℓ = {wrong:.3f} and the weight {1 / wrong:.3f}" in text
