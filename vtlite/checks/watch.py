@@ -81,7 +81,7 @@ class Calls:
 
     def __exit__(self, *exc: object) -> None:
         sys.setprofile(self.before[0])
-        threading.setprofile(self.before[1])  # type: ignore[arg-type]  # None is as before, too
+        threading.setprofile(self.before[1])
 
     def _see(self, frame: types.FrameType, event: str, argument: Any) -> None:
         if event == "call":
