@@ -378,8 +378,8 @@ def test_killed_at_any_moment_and_started_again_it_gives_the_same_table(
     def start(out: str) -> subprocess.Popen[bytes]:
         options = ["--solutions", str(solutions), "--workers", "1", "-o", out]
         command = [sys.executable, "-m", "vtlite", "classroom", "grade", "in", *options]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)  # type: ignore[call-overload]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
 
     whole = start("whole.csv")
     _, errors = whole.communicate(timeout=300)

@@ -1,4 +1,4 @@
-"""Which file is marked: names of browsers, platforms and students, zips, and what is no notebook."""
+"""Which file is marked: names of browsers, platforms, students; zips; what is no notebook."""
 
 from __future__ import annotations
 

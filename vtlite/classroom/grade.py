@@ -61,8 +61,8 @@ def grade(
     limits: Limits = Limits(),
     workers: int = 2,
 ) -> list[Row]:
-    """Mark every submission in `folder` (see `find_submissions`); write `out` (CSV) and one page per
-    student in the folder beside it; return the rows.
+    """Mark every submission in `folder` (see `find_submissions`); write `out` (CSV) and one page
+    per student in the folder beside it; return the rows.
 
     What was marked before is not marked again, unless its file, the points, the limits or anything
     in the package has changed since. Raises `VTError` for a folder without submissions or an
@@ -337,6 +337,9 @@ def write_csv(rows: list[Row], out: Path, folder: Path) -> None:
     _write(out, buffer.getvalue())
 
 
+_STOPS = "Cells that stopped when your notebook ran from top to bottom"
+
+
 def feedback(row: Row, exercises: dict[str, Exercise], cells: list[tuple[str, str]]) -> str:
     """The student's page: marks and what each check said; then the cells that stopped."""
     e = html.escape
@@ -367,7 +370,7 @@ pre {{ margin: 0; white-space: pre-wrap }}
 <p>Marked: {e(Path(row["file"]).name or "nothing")}</p>
 <table><tr><th></th><th>exercise</th><th>points</th><th>what the check said</th></tr>
 {"".join(lines)}</table>
-{f"<h2>Cells that stopped when your notebook ran from top to bottom</h2><ul>{stops}</ul>" if stops else ""}
+{f"<h2>{_STOPS}</h2><ul>{stops}</ul>" if stops else ""}
 <p>The marks come from the instructor's own checks, run on what your notebook defines, not from what
 it prints.</p>
 </html>

@@ -17,8 +17,8 @@ _UNKNOWN = "is no notebook of a known assignment"
 LARGEST = 50 * 2**20  # bytes of one notebook, and of all that a zip unpacks to
 MOST = 1000  # files in a zip
 
-# The names that learning platforms give: "Anna Berg_123_assignsubmission_file_..." (Moodle, a folder
-# or a file), "berganna_LATE_123_456_..." (Canvas, a file).
+# The names that learning platforms give: "Anna Berg_123_assignsubmission_file_..." (Moodle, a
+# folder or a file), "berganna_LATE_123_456_..." (Canvas, a file).
 _MOODLE = re.compile(r"(?P<student>.+)_(?P<id>\d+)_assignsubmission_[a-z]+_?(?P<rest>.*)", re.S)
 _CANVAS = re.compile(r"(?P<student>[^_]+)_(?:LATE_)?(?P<id>\d+)_\d+_(?P<rest>.+)", re.S)
 

@@ -53,8 +53,8 @@ LONGEST = 2000  # letters of what is said about one cell or exercise
 
 def serve(scratch: str, memory_mb: int) -> None:
     """Answer one request: {"notebook": text, "exercises": {name: number}, "cell_seconds",
-    "seconds"} -> {"broken": sentence}, or {"mark": [name, passed, words]} for each exercise and then
-    {"cell": [where, words]} for each cell that stopped.
+    "seconds"} -> {"broken": kind of error}, or {"mark": [name, passed, words]} for each exercise
+    and then {"cell": [where, words]} for each cell that stopped.
 
     What is known is said at once, so that it survives when the process has to be stopped.
     """
