@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vtlite.backbones.base import VisionBackbone, about
 from vtlite.backbones.stages import attention_blocks, stage_names
 from vtlite.backbones.vit import initialise_linear
-from vtlite.method import LOW_LRS, Backbone, Method
+from vtlite.method import Backbone, Method
 from vtlite.methods.adapter.places import Places
 
 PIXELS = 16  # of the image that the convolutions see, a side of each of the ViT's patches
@@ -77,13 +77,12 @@ class DeformableAttention(nn.Module):
         offsets = self.offsets(query).unflatten(-1, (heads, levels, points, 2))
         weights = self.weights(query).unflatten(-1, (heads, -1)).softmax(-1).transpose(1, 2)
         for level, values in enumerate(as_maps(self.value(read), sizes)):
-            pixel = where.new_tensor(sizes[level][::-1])  # an offset of one is a pixel of the map
-            at = where + offsets[:, :, :, level] / pixel  # [B, Q, heads, points, 2]
+            pixels = where.new_tensor(sizes[level][::-1])  # width and height of this map
+            at = where + offsets[:, :, :, level] / pixels  # [B, Q, heads, points, 2]
             grid = 2 * at.transpose(1, 2).flatten(0, 1) - 1  # from -1 to 1
             values = values.unflatten(1, (heads, -1)).flatten(0, 1).to(grid.dtype)
-            found.append(
-                F.grid_sample(values, grid, align_corners=False)
-            )  # [B heads, d, Q, points]
+            # [B heads, d, h, w] read at [B heads, Q, points] -> [B heads, d, Q, points]
+            found.append(F.grid_sample(values, grid, align_corners=False))
         mixed = (torch.cat(found, -1) * weights.flatten(0, 1)[:, None]).sum(-1)
         return self.output(mixed.view(len(query), -1, query.shape[1]).mT.to(query.dtype))
 
@@ -254,22 +253,20 @@ class ViTAdapter(Method):
         x <- x + gamma A(LN(x), LN(c)),   x <- blocks(x),   c <- c + A'(LN(c), LN(x)),   c <- c + G gelu(conv3(F LN(c)))       in each group of blocks
         A(q, f)_i = O sum_m w_im (V f)(p_i + d_im),   d_i = D q_i + d,   w_i = softmax(W q_i + w)
 
-    x are the ViT's patches [h w, dim]; c are three maps with 2, 1 and 1/2 places a patch and side. V
-    f is read at a few points around the query's own place p_i, by bilinear interpolation. gamma
+    x are the ViT's patches [h w, dim]; c are three maps with 2, 1 and 1/2 places a patch and side.
+    V f is read at a few points around the query's own place p_i, by bilinear interpolation. gamma
     starts at zero, so the ViT's own path starts as it was. The last group has three steps for c. A
-    fourth map, with 4 places, stays with the CNN; in the end each map gets the ViT's x, resized, and
-    a batch norm. Chen et al., "Vision Transformer Adapter for Dense Predictions", ICLR 2023, arXiv
-    2205.08534; github.com/czczup/ViT-Adapter. On ViT-B/16: 13,680,608 parameters; the paper trains
-    the ViT as well (`train_backbone`). Here the CNN sees the image with 16 pixels a patch, whatever
-    the ViT does, so that the pyramid has the same scales for small patches. A task that asks about
-    places reads the mean of the four maps at the size of the finest, where the paper has a decoder;
-    one that asks about images reads the ViT's pooled features plus the mean of that map. The class
-    token stays in the ViT. No drop-path, no attention in windows.
+    fourth map, with 4 places, stays with the CNN; in the end each map gets the ViT's x, resized,
+    and a batch norm. Chen et al., "Vision Transformer Adapter for Dense Predictions", ICLR 2023,
+    arXiv 2205.08534; github.com/czczup/ViT-Adapter. On ViT-B/16: 13,680,608 parameters; the paper
+    trains the ViT as well (`train_backbone`). Here the CNN sees the image with 16 pixels a patch,
+    whatever the ViT does, so that the pyramid has the same scales for small patches. A task that
+    asks about places reads the mean of the four maps at the size of the finest, where the paper has
+    a decoder; one that asks about images reads the ViT's pooled features plus the mean of that map.
+    The class token stays in the ViT. No drop-path, no attention in windows.
     """
 
     key = "adapter/parallel/vit_adapter"
-    lr = 2e-3
-    lrs = LOW_LRS
     small = {"prior_width": 16}
 
     starts_elsewhere = "its maps come from a CNN that starts anew"
