@@ -136,6 +136,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "side_tuning": {"depth": 1},
     "spt": {"budget": 0.05, "rank": 2},
     "vera": {"rank": 16},
+    "vit_adapter": {"prior_width": 4, "interactions": 2, "heads": 4},
     "vpt_deep": {"num_prompts": 3},
 }
 

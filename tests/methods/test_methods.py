@@ -45,6 +45,9 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("dtl", {"conv": True}, 43_776),
     ("convpass", {}, 327_552),
     ("convpass", {"attention_only": True}, 163_776),
+    # prior 1,579,328; 4 injectors of 927,024; 6 extractors of 1,004,112; the rest 2,368,512
+    ("vit_adapter", {}, 13_680_608),
+    ("vit_adapter", {"train_backbone": True}, 99_479_264),  # and 85,798,656
     ("consolidator", {}, 425_472),
     ("fpet", {}, 1_193_824),  # AdaptFormer's, and 2 * 64 * 32 + 32 + 64
     ("fpet", {"bottleneck": 8}, 160_960),

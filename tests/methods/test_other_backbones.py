@@ -54,6 +54,7 @@ REFUSED = {
         "dtl",
         "vqt",
         "fpet",
+        "vit_adapter",
     },
     "swin": {
         "vpt_deep",
@@ -66,6 +67,7 @@ REFUSED = {
         "dtl",
         "vqt",
         "fpet",
+        "vit_adapter",
         *CNNS,
     },
     "hybrid": {"dp_bitfit", *CNNS},
