@@ -29,6 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "fpet": {"bottleneck": 4, "dropout": 0.0},
     "lst": {"reduction": 4},
     "mona": {"bottleneck": 4, "dropout": 0.0},
+    "st_adapter": {"bottleneck": 4},
     "repadapter": {"bottleneck": 4, "dropout": 0.0},
     "kadaptation": {"n": 4},
     "aurora": {"rank": 6},

@@ -54,6 +54,8 @@ REFUSED = {
         "dtl",
         "vqt",
         "fpet",
+        "st_adapter",
+        "aim",
     },
     "swin": {
         "vpt_deep",
@@ -66,6 +68,7 @@ REFUSED = {
         "dtl",
         "vqt",
         "fpet",
+        "aim",
         *CNNS,
     },
     "hybrid": {"dp_bitfit", *CNNS},
