@@ -52,7 +52,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "vera": {"rank": 16},
     "vpt_deep": {"num_prompts": 3},
 }
-
+# How features are to be pooled for all that trains to be read.
+READ: dict[str, dict[str, Any]] = {
+    "st_adapter": {"global_pool": "avg"}  # the last adapter changes patches after all attention
+}
 
 # What changes 3x3 convolutions is tried on a ResNet; all else on a ViT.
 CNNS = tuple(short(k) for k, cls in METHODS.items() if cls.measured_on == "vtlite-resnet")
@@ -155,7 +158,8 @@ def trains_only_what_it_declares(name: str) -> None:
 
 
 def gradients_reach_everything_within_two_steps(name: str) -> None:
-    model, (images, labels) = tuned(name), batch()
+    network = home(name, **READ.get(name.split("/")[-1], {}))
+    model, (images, labels) = tuned(name, network), batch()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     reached: set[str] = set()
     for _ in range(2):

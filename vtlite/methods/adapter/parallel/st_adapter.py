@@ -25,8 +25,9 @@ class SpaceTimeAdapter(nn.Module):
         super().__init__()
         self.places, self.frames = places, frames
         self.down, self.up = nn.Linear(dim, width), nn.Linear(width, dim)
-        padding = tuple(k // 2 for k in kernel)
-        self.conv = nn.Conv3d(width, width, kernel, padding=padding, groups=width)
+        t, h, w = kernel
+        padding = t // 2, h // 2, w // 2
+        self.conv = nn.Conv3d(width, width, (t, h, w), padding=padding, groups=width)
         for zero in (self.down.bias, self.conv.weight, self.conv.bias, self.up.bias):
             assert zero is not None
             nn.init.zeros_(zero)
@@ -82,9 +83,11 @@ class STAdapter(Method):
     the middle of its kernel; `kernel=(1, 3, 3)` makes it one over places. Pan, Lin, Zhu, Shao, Li,
     "ST-Adapter: Parameter-Efficient Image-to-Video Transfer Learning", NeurIPS 2022, arXiv
     2206.13559; github.com/linziyi96/st-adapter, which has no non-linearity, as here. On ViT-B/16:
-    7,110,144 parameters, 14,220,288 with a second one before each attention. The original's head has
-    a dropout of 0.5 before it and is read from the mean before the last norm; here every method has
-    the same linear head, on the mean of the frames' features.
+    7,110,144 parameters, 14,220,288 with a second one before each attention. Where the class token
+    alone is read, as there, no answer depends on the adapter before the last MLP (592,512 of them),
+    which comes after all attention. The original has a dropout of 0.5 before its head, which reads
+    the mean before the last norm; here every method has the same linear head, on the mean of the
+    frames' features.
     """
 
     key = "adapter/parallel/st_adapter"
