@@ -248,7 +248,7 @@ class Clips(Classification):
 
     def features(self, backbone: nn.Module, inputs: Tensor) -> Tensor:
         """What the head reads: clips [B, T, C, H, W] -> [B, D], blind to the order of frames."""
-        if inputs.ndim != 5:
+        if inputs.ndim != 5 or not inputs.shape[1]:
             raise VTError(
                 f"expected clips [B, T, C, H, W], found shape {list(inputs.shape)}; "
                 "give each clip its frames in the second dimension"

@@ -29,6 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "fpet": {"bottleneck": 4, "dropout": 0.0},
     "lst": {"reduction": 4},
     "mona": {"bottleneck": 4, "dropout": 0.0},
+    "st_adapter": {"bottleneck": 4},
     "repadapter": {"bottleneck": 4, "dropout": 0.0},
     "kadaptation": {"n": 4},
     "aurora": {"rank": 6},
@@ -52,7 +53,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "vit_adapter": {"prior_width": 4, "interactions": 2, "heads": 3},
     "vpt_deep": {"num_prompts": 3},
 }
-
+# How features are to be pooled for all that trains to be read.
+READ: dict[str, dict[str, Any]] = {
+    "st_adapter": {"global_pool": "avg"}  # the last adapter changes patches after all attention
+}
 
 # What changes 3x3 convolutions is tried on a ResNet; all else on a ViT.
 CNNS = tuple(short(k) for k, cls in METHODS.items() if cls.measured_on == "vtlite-resnet")
@@ -155,7 +159,8 @@ def trains_only_what_it_declares(name: str) -> None:
 
 
 def gradients_reach_everything_within_two_steps(name: str) -> None:
-    model, (images, labels) = tuned(name), batch()
+    network = home(name, **READ.get(name.split("/")[-1], {}))
+    model, (images, labels) = tuned(name, network), batch()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     reached: set[str] = set()
     # ViT-Adapter's gain starts at zero, and so do, behind it, the weights that choose its points

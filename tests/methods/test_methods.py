@@ -48,6 +48,11 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     # prior 1,579,328; 4 injectors of 927,024; 6 extractors of 1,004,112; the rest 2,368,512
     ("vit_adapter", {}, 13_680_608),
     ("vit_adapter", {"train_backbone": True}, 99_479_264),  # and 85,798,656
+    ("st_adapter", {}, 7_110_144),  # 12 * (2 * 768 * 384 + 384 + 768 + 384 * 3 + 384)
+    ("st_adapter", {"before_attention": True}, 14_220_288),
+    ("aim", {}, 10_659_072),  # 36 adapters of 295,872: 10,651,392; 8 frames 6,144, a norm 1,536
+    ("aim", {"before_time": True, "frames": 32}, 14_227_968),  # 14,201,856, 24,576 and 1,536
+    ("aim", {"frames": 1}, 7_102_464),  # 7,100,928 and the norm: the form for images
     ("consolidator", {}, 425_472),
     ("fpet", {}, 1_193_824),  # AdaptFormer's, and 2 * 64 * 32 + 32 + 64
     ("fpet", {"bottleneck": 8}, 160_960),

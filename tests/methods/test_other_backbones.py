@@ -55,6 +55,8 @@ REFUSED = {
         "vqt",
         "fpet",
         "vit_adapter",
+        "st_adapter",
+        "aim",
     },
     "swin": {
         "vpt_deep",
@@ -68,6 +70,7 @@ REFUSED = {
         "vqt",
         "fpet",
         "vit_adapter",
+        "aim",
         *CNNS,
     },
     "hybrid": {"dp_bitfit", *CNNS},
