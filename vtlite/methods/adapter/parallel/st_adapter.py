@@ -91,6 +91,7 @@ class STAdapter(Method):
     """
 
     key = "adapter/parallel/st_adapter"
+    lr = 3e-3
     small = {"bottleneck": 48}
 
     unmergeable = "it mixes the tokens of neighbouring frames, which no layer of the backbone does"
