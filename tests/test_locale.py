@@ -64,7 +64,12 @@ def texts_without_encoding(path: Path) -> list[str]:
         owner = getattr(getattr(node.func, "value", None), "id", "")
         words = {keyword.arg for keyword in node.keywords}
         modes = [a.value for a in node.args if isinstance(a, ast.Constant) and a.value]
-        opens = name in ("open", "fdopen") and owner not in ("Image", "self")
+        opens = name in ("open", "fdopen") and owner not in (
+            "Image",
+            "self",
+            "archive",
+            "os",
+        )  # which open bytes
         text = opens and not any("b" in mode for mode in modes if isinstance(mode, str))
         piped = name in ("run", "Popen", "check_output") and words & {"text", "universal_newlines"}
         if (name in ("read_text", "write_text") or text or piped) and "encoding" not in words:

@@ -107,9 +107,9 @@ CLASS: dict[str, list[str]] = {
         ),
         "TABLE = {}\ndef layerwise_lrs(*a):\n    return TABLE\ncheck.layerwise_lrs(layerwise_lrs)",
         (
-            "def l2_sp_penalty(*a):\n    from vtlite.checks import base, fine_tuning\n"
-            "    fine_tuning.same = base.same = lambda *a, **k: None\n"
-            "    fine_tuning.expect = lambda *a, **k: None\n"
+            "def l2_sp_penalty(*a):\n    from vtlite.checks import base, e2_4_l2_sp_penalty as own\n"
+            "    own.same = base.same = lambda *a, **k: None\n"
+            "    own.expect = lambda *a, **k: None\n"
             "    return 0 * sum(w.sum() for w in a[0].values())"
         ),
     ],
@@ -194,7 +194,9 @@ def marked(tmp_path_factory: pytest.TempPathFactory, solutions: Path) -> dict[st
         row["student"]: {
             **row,
             "page": html.unescape(
-                (pages / f"{page_name(row['student'], '99_small')}.html").read_text("utf-8")
+                (pages / f"{page_name(row['student'], '99_small')}.html").read_text(
+                    encoding="utf-8"
+                )
             ),
             "folder": folder,
         }
@@ -222,7 +224,7 @@ def test_everyone_gets_a_row_and_a_page(marked: dict[str, dict[str, Any]]) -> No
 
 @pytest.mark.parametrize(
     "student",
-    ["all-right", "troubled", "stateful", "poisoner", "spy", "李雷", "=1+<b>"],
+    ["all-right", "troubled", "stateful", "spy", "李雷", "=1+<b>"],
 )
 def test_right_functions_get_their_points_whatever_else_the_notebook_does(
     marked: dict[str, dict[str, Any]], student: str
@@ -239,6 +241,7 @@ def test_right_functions_get_their_points_whatever_else_the_notebook_does(
         ("dying-function", "it ended its process"),
         ("renamed", "not defined in the notebook; was it renamed to layer_wise_lrs?"),
         ("liar", "expected the keys"),
+        ("poisoner", "expected the grad mode of PyTorch to stay as it was"),
     ],
 )
 def test_one_bad_exercise_costs_only_itself_and_says_why(
@@ -256,7 +259,7 @@ def test_one_bad_exercise_costs_only_itself_and_says_why(
         (
             "begun",
             "not written yet: Exercise 2.3",
-            'can only concatenate list (not "int") to list\nYour line: return list(names) + 1',
+            'return list(names) + 1): TypeError: can only concatenate list (not "int") to list',
         ),
         ("deaf-function", "it ran longer than a check may", "SystemExit: 0"),
     ],

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtlite.checks.compare import difference
+
 _NONE = "the function returns nothing on this way: is there a return in every branch?"
 
 
@@ -50,8 +52,6 @@ def _of_numbers(found: float, expected: float) -> str:
 
 
 def _of_dicts(found: Any, expected: dict[Any, Any]) -> str:
-    from vtlite.checks.base import difference
-
     if not isinstance(found, dict) or {str(key) for key in found} != set(expected):
         return "return a dict with one entry for each name of the text, and no other"
     wrong = [key for key in expected if difference(found[key], expected[key], 1e-4)]

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from vtlite.checks.base import CheckFailed, difference, expect, fail, randn, same
+from vtlite.checks.base import CheckFailed, expect, fail, randn, same
+from vtlite.checks.compare import difference
 from vtlite.checks.errors import own_line, sentence
 from vtlite.checks.inputs import strided
 from vtlite.checks.watch import Calls, Operations, code_of, numbers

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _PACKAGE = str(Path(__file__).parents[1])
+_GRADING = str(Path(_PACKAGE, "classroom"))  # whose alarm may ring while an answer runs
 _INPUTS = tuple(
     str(Path(__file__).with_name(name)) for name in ("inputs.py", "watch.py", "base.py")
 )
@@ -87,7 +88,8 @@ class Calls:
         if event == "call":
             code, caller = frame.f_code, frame.f_back
             file, name = code.co_filename, code.co_name
-            if file.startswith(_PACKAGE) and file not in _INPUTS and name != "<module>":
+            inside = file.startswith(_PACKAGE) and not file.startswith(_GRADING)
+            if inside and file not in _INPUTS and name != "<module>":
                 self.package = self.package or name
             if file.endswith("inspect.py") and name in _PEEKS and self._own(caller):
                 self.peeked = name

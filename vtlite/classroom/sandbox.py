@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import re
@@ -230,9 +231,8 @@ def main() -> None:
     if walls.get("probe"):
         print(json.dumps(gaps))
         return
-    from vtlite.classroom.worker import serve
-
-    serve(scratch, walls["memory_mb"])
+    # Another program, which brings torch and its threads: it may start only inside the walls.
+    importlib.import_module("vtlite.classroom.worker").serve(scratch, walls["memory_mb"])
 
 
 if __name__ == "__main__":
