@@ -48,13 +48,13 @@ class Bottleneck(nn.Module):
         )
 
 
-class AfterLinear(Bottleneck):
-    """In series: a frozen linear layer and a bottleneck with its own skip on what it gives: z =
+class After(Bottleneck):
+    """In series: a frozen layer or branch and a bottleneck with its own skip on what it gives: z =
     base(x), y = z + U act(D z + d) + u."""
 
-    def __init__(self, base: nn.Linear, width: int, **more: Any) -> None:
-        super().__init__(base.out_features, width, **more)
+    def __init__(self, base: nn.Module, dim: int, width: int, **more: Any) -> None:
+        super().__init__(dim, width, **more)
         self.base = base
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bottleneck(self.base(x))
+    def forward(self, x: Tensor, **named: Any) -> Tensor:
+        return self.bottleneck(self.base(x, **named))

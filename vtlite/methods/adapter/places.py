@@ -1,4 +1,5 @@
-"""Tokens at their places on the image: what an adapter with a convolution inside needs."""
+"""Tokens on their way through a backbone, and at their places on the image: what an adapter beside
+it, or with a convolution inside, needs."""
 
 from __future__ import annotations
 
@@ -9,8 +10,24 @@ import torch
 from torch import Tensor
 
 from vtlite.backbones.base import about
+from vtlite.backbones.stages import stages
 from vtlite.method import Backbone
 from vtlite.storage import VTError
+
+
+@torch.no_grad()  # so a frozen backbone keeps nothing for a backward pass
+def passing(backbone: Backbone, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """What a ViT makes of images [B, N, D]; and what enters its first block and leaves each block,
+    L + 1 times [B, N, D]."""
+    seen: list[Tensor] = []
+    blocks = stages(backbone)
+    hooks = [block.register_forward_hook(lambda *io: seen.append(io[2])) for block in blocks]
+    hooks.append(blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0])))
+    try:
+        return backbone.forward_features(images), seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vtlite.backbones.base import VisionBackbone, about
 from vtlite.backbones.stages import attention_blocks, patch_weight, stage_names
 from vtlite.method import HIGH_LRS, Backbone, Method
+from vtlite.methods.adapter.places import passing
 from vtlite.methods.prompt.vision.vpt_deep import known
 from vtlite.storage import VTError
 
@@ -60,22 +61,11 @@ class Queried(VisionBackbone):
         """The base's."""
         return [f"base.{name}" for name in stage_names(self.base)]
 
-    @torch.no_grad()  # the image's own tokens depend on nothing that trains
-    def frozen(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The pooled features [B, D], and what enters each block, L times [B, N, D]."""
-        seen: list[Tensor] = []
-        blocks = [self.base.get_submodule(name) for name in stage_names(self.base)]
-        hooks = [b.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for b in blocks]
-        try:
-            tokens = self.base.forward_features(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return self.base.forward_head(tokens, pre_logits=True), seen
-
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> [B, (1 + L T) D]"""
-        pooled, inputs = self.frozen(images)
+        # The image's own tokens depend on nothing that trains.
+        tokens, (*inputs, _) = passing(self.base, images)
+        pooled = self.base.forward_head(tokens, pre_logits=True)
         read = [queries(x).flatten(1) for queries, x in zip(self.queries, inputs, strict=True)]
         return torch.cat([F.normalize(piece, dim=-1) for piece in (pooled, *read)], -1)
 

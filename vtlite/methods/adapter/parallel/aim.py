@@ -11,22 +11,11 @@ from torch import Tensor, nn
 
 from vtlite.backbones.stages import attention_blocks, stage_names
 from vtlite.method import Backbone, Method
-from vtlite.methods.adapter.bottleneck import Bottleneck
+from vtlite.methods.adapter.bottleneck import After, Bottleneck
 from vtlite.methods.adapter.clips import ClipPredictor, Frames
 from vtlite.methods.prompt.vision.vpt_deep import known
 from vtlite.storage import VTError
 from vtlite.task import Task
-
-
-class After(Bottleneck):
-    """A frozen branch and a bottleneck with its own skip on what it gives."""
-
-    def __init__(self, branch: nn.Module, dim: int, width: int) -> None:
-        super().__init__(dim, width)
-        self.branch = branch
-
-    def forward(self, x: Tensor, **named: Any) -> Tensor:
-        return self.bottleneck(self.branch(x, **named))
 
 
 class Beside(Bottleneck):
@@ -56,7 +45,7 @@ class TimeFirst(nn.Module):
         z = self.block.norm1(sequences)
         if self.enter is not None:
             z = self.enter.bottleneck(z)
-        z = self.block.ls1(self.block.attn.branch(z))  # without the adapter of the attention
+        z = self.block.ls1(self.block.attn.base(z))  # without the adapter of the attention
         x = self.leave.bottleneck(z, sequences).view(clips.shape)
         return self.block(x.transpose(1, 2).flatten(0, 1), **named)
 

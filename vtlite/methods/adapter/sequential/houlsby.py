@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vtlite.backbones.base import is_norm
 from vtlite.method import Backbone, Method
-from vtlite.methods.adapter.bottleneck import AfterLinear
+from vtlite.methods.adapter.bottleneck import After
 from vtlite.methods.parameter.updates import replace_layers
 
 
@@ -40,7 +40,9 @@ class Houlsby(Method):
             backbone,
             "houlsby",
             ("proj", "fc2"),  # the last layers of the attention and of the MLP
-            lambda layer, name: AfterLinear(layer, self.bottleneck, dropout=self.dropout),
+            lambda layer, name: After(
+                layer, layer.out_features, self.bottleneck, dropout=self.dropout
+            ),
         )
         for module in backbone.modules() if self.norms else ():
             if is_norm(module):

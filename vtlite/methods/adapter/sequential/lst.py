@@ -12,7 +12,7 @@ from vtlite.backbones.base import VisionBackbone, about
 from vtlite.backbones.stages import attention_blocks, stage_names
 from vtlite.backbones.vit import Block, initialise_linear
 from vtlite.method import Backbone, Method
-from vtlite.methods.adapter.places import Places
+from vtlite.methods.adapter.places import Places, passing
 from vtlite.storage import VTError
 
 TEMPERATURE = 0.1  # of the gates
@@ -40,23 +40,9 @@ class Ladder(VisionBackbone):
         """The base's."""
         return [f"base.{name}" for name in stage_names(self.base)]
 
-    @torch.no_grad()  # so it keeps nothing for a backward pass
-    def rungs(self, images: Tensor) -> list[Tensor]:
-        """What enters the base's first block and leaves each block: L + 1 times [B, N, D]."""
-        seen: list[Tensor] = []
-        blocks = [self.base.get_submodule(name) for name in stage_names(self.base)]
-        hooks = [block.register_forward_hook(lambda *io: seen.append(io[2])) for block in blocks]
-        hooks.append(blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0])))
-        try:
-            self.base.forward_features(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return seen
-
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> tokens of the base's width [B, N, D]."""
-        first, *rungs = self.rungs(images)
+        _, (first, *rungs) = passing(self.base, images)
         s = self.reads[0](first)
         gates = torch.sigmoid(self.gates / TEMPERATURE)
         for block, read, rung, g in zip(self.side, self.reads[1:], rungs, gates, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vtlite.method import Backbone, Method
-from vtlite.methods.adapter.bottleneck import AfterLinear
+from vtlite.methods.adapter.bottleneck import After
 from vtlite.methods.parameter.updates import replace_layers
 
 
@@ -38,5 +38,7 @@ class Pfeiffer(Method):
             backbone,
             "pfeiffer",
             ("fc2",),  # the last layer of the MLP
-            lambda layer, name: AfterLinear(layer, self.bottleneck, dropout=self.dropout),
+            lambda layer, name: After(
+                layer, layer.out_features, self.bottleneck, dropout=self.dropout
+            ),
         )
