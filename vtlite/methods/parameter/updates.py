@@ -24,7 +24,23 @@ from vtlite.ops.lora_linear import lora_linear
 from vtlite.storage import VTError
 
 
-class UpdatedLinear(nn.Module):
+class HeldLinear(nn.Module):
+    """A frozen linear layer in another module, which is of its size to whoever reads it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+
+    @property
+    def in_features(self) -> int:
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base.out_features
+
+
+class UpdatedLinear(HeldLinear):
     """A frozen linear layer plus an update of some of its equal groups of output rows: x [..., K]
     -> y [..., N].
 
@@ -35,8 +51,8 @@ class UpdatedLinear(nn.Module):
     """
 
     def __init__(self, base: nn.Linear, groups: Sequence[bool] = (True,)) -> None:
-        super().__init__()
-        self.base, self.rows = base, base.out_features // len(groups)
+        super().__init__(base)
+        self.rows = base.out_features // len(groups)
         self.starts = [i * self.rows for i, on in enumerate(groups) if on]
 
     def update(self, x: Tensor, group: int) -> Tensor:
@@ -69,14 +85,6 @@ class UpdatedLinear(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         return self.base.bias
-
-    @property
-    def in_features(self) -> int:
-        return self.base.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.base.out_features
 
     def merged(self) -> nn.Linear:
         """The plain layer with W <- W + delta."""

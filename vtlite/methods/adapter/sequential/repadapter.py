@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vtlite.backbones.stages import PROJECTIONS, attention_blocks, has_part
 from vtlite.method import Backbone, Method
+from vtlite.methods.parameter.updates import HeldLinear
 
 
 class LinearBottleneck(nn.Module):
@@ -39,12 +40,12 @@ class LinearBottleneck(nn.Module):
         return W, self.scale * (B @ self.down.bias + self.up_bias)
 
 
-class RepLinear(nn.Module):
+class RepLinear(HeldLinear):
     """A frozen linear layer on what a bottleneck gives: x -> W0 (W x + c) + b0."""
 
     def __init__(self, base: nn.Linear, adapter: LinearBottleneck) -> None:
-        super().__init__()
-        self.base, self.adapter = base, adapter
+        super().__init__(base)
+        self.adapter = adapter
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base(self.adapter(x))
@@ -56,14 +57,6 @@ class RepLinear(nn.Module):
     @property
     def bias(self) -> Tensor:
         return F.linear(self.adapter.as_map()[1], self.base.weight, self.base.bias)
-
-    @property
-    def in_features(self) -> int:
-        return self.base.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.base.out_features
 
     def merged(self) -> nn.Linear:
         """The plain layer with W0 <- W0 W and b0 <- W0 c + b0."""

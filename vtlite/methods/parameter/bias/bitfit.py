@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vtlite.backbones.stages import stage_names
 from vtlite.method import HIGH_LRS, Backbone, Method
+from vtlite.methods.parameter.updates import HeldLinear
 from vtlite.storage import unknown
 
 THIRDS = ("query", "key", "value")
@@ -20,13 +21,12 @@ APART = {f"{third[0]}_bias": third for third in THIRDS}
 SINGLE = {f"{third[0]}{ending}": third for third in THIRDS for ending in ("", "_proj")}
 
 
-class SplitBias(nn.Module):
+class SplitBias(HeldLinear):
     """A linear layer with its bias in equal parts, so that some can train and others not: x [...,
     K] -> [..., N]."""
 
     def __init__(self, base: nn.Linear, trains: Sequence[bool]) -> None:
-        super().__init__()
-        self.base = base
+        super().__init__(base)
         parts = base.bias.detach().chunk(len(trains))
         self.parts = nn.ParameterList(
             nn.Parameter(part.clone(), requires_grad=on)
@@ -43,14 +43,6 @@ class SplitBias(nn.Module):
     @property
     def bias(self) -> Tensor:
         return torch.cat(list(self.parts))
-
-    @property
-    def in_features(self) -> int:
-        return self.base.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.base.out_features
 
     def merged(self) -> nn.Linear:
         """The plain layer with the parts as its bias."""
