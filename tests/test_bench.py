@@ -4,24 +4,25 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from vtlite import bench
+from vtlite.data.tasks import load_task
 from vtlite.methods import METHODS
 from vtlite.storage import VTError
+from vtlite.training import evaluate
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results.json"
 
 
-def run(
-    entry: str, task: str, lr: float, accuracy: float, seed: int = 0, final: bool = False
-) -> dict:
+def run(entry: str, task: str, lr: float, score: float, seed: int = 0, final: bool = False) -> dict:
     return {
         "entry": entry,
         "task": task,
         "lr": lr,
         "seed": seed,
         "final": final,
-        "accuracy": accuracy,
+        "score": score,
         "trainable": 10,
     }
 
@@ -97,12 +98,12 @@ def test_a_damaged_results_file_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_pixels_need_no_backbone() -> None:
     result = bench.run_cell("pixels + linear", "shapes-count", 1e-4, 0, False)
-    assert 0.15 < result["accuracy"] < 0.6
+    assert 0.15 < result["score"] < 0.6
     assert result["trainable"] == 4 * (3 * 32 * 32 + 1)
 
 
 def test_a_run_that_diverges_is_a_result() -> None:
-    assert bench.run_cell("bitfit", "shapes-count", 1e30, 0, False)["accuracy"] == 0
+    assert bench.run_cell("bitfit", "shapes-count", 1e30, 0, False)["score"] == 0
 
 
 # The committed results
@@ -207,7 +208,47 @@ def test_default_learning_rates_are_the_best_over_all_tasks() -> None:
         if name == entry.method and measured:  # not those with other weights or settings
             (cls,) = [cls for key, cls in METHODS.items() if key.endswith("/" + name)]
             mean = {
-                lr: sum(r["accuracy"] for r in runs if (r["entry"], r["lr"]) == (name, lr))
+                lr: sum(r["score"] for r in runs if (r["entry"], r["lr"]) == (name, lr))
                 for lr in bench.ENTRIES[name].choices()
             }
             assert cls.lr == max(mean, key=lambda lr: mean[lr]), name
+
+
+# Studies: the same protocol on other kinds of tasks
+# -------------------------------------------------------------------------------------------------
+
+
+def test_a_study_is_of_known_entries_and_tasks() -> None:
+    for study in bench.STUDIES.values():
+        assert set(study.entries) <= set(bench.ENTRIES)
+        assert all(load_task(name).val is not None for name in study.tasks)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in bench.STUDIES if RESULTS.with_name(f"{n}.json").exists()]
+)
+def test_the_table_of_a_study_is_written_from_its_runs(name: str) -> None:
+    path, study = RESULTS.with_name(f"{name}.json"), bench.STUDIES[name]
+    runs = json.loads(path.read_text(encoding="utf-8"))
+    rows = bench.summary(runs, study.tasks)
+    assert {row["entry"] for row in rows} == set(study.entries)
+    assert all(set(row["tasks"]) == set(study.tasks) for row in rows)
+    assert bench.markdown(rows) in (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_score_is_the_tasks_own_metric() -> None:
+    found = bench.run_cell("linear", "emoji-masks", 1e-6, 0, True, 1)
+    model = bench.ENTRIES["linear"].tuned(load_task("emoji-masks"))
+    answers = evaluate(model, load_task("emoji-masks").test)
+    # one epoch of next to no learning: nowhere near the share of right pixels
+    assert abs(found["score"] - answers["mIoU"]) < 0.05 < answers["pixels"] - found["score"]
+
+
+def test_each_seed_of_a_few_shot_task_draws_other_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(bench, "fit", lambda model, data, **_: seen.append(data))
+    for seed, final in ((0, False), (0, True), (1, True)):
+        bench.run_cell("linear", "twemoji-subgroups:1-shot", 1e-3, seed, final)
+    chosen, first, second = (data.images for data in seen)
+    assert torch.equal(chosen, first)  # validation images stay out of the training
+    assert not torch.equal(first, second)

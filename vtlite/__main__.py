@@ -105,6 +105,11 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         help="an embedded task; may be given more than once (default: all)",
     )
+    bench.add_argument(
+        "--study",
+        metavar="NAME",
+        help="instead: another kind of task (masks, motion, ...), kept in NAME.json beside RESULTS",
+    )
     bench.add_argument("--workers", type=int, default=2)
     bench.add_argument(
         "--counted",
@@ -285,7 +290,8 @@ def _run(arguments: argparse.Namespace) -> None:
             pretrain(a.name, out, a.steps, a.lr, a.seed, a.batch_size)
             print(f"written: {out} and its card {out.with_suffix('.md')}")
         case "bench":
-            (_counted if arguments.counted else _bench)(arguments)
+            a = arguments
+            (_counted if a.counted else _study if a.study else _bench)(a)
         case "bench-ops":
             from vtlite.bench_ops import bench_ops
 
@@ -403,6 +409,24 @@ def _bench(arguments: argparse.Namespace) -> None:
             name for name in tables if f"<!-- {name}:begin -->" in text
         ] or tables:  # without any, the first one says so
             write_between(arguments.update, name, tables[name])
+
+
+def _study(arguments: argparse.Namespace) -> None:
+    from vtlite.arguments import whole
+    from vtlite.bench import STUDIES, bench, markdown, summary
+    from vtlite.storage import unknown
+
+    name, workers = arguments.study, whole("workers", arguments.workers)
+    if name not in STUDIES:
+        raise unknown("study", name, STUDIES)
+    study, results = STUDIES[name], arguments.results.with_name(f"{name}.json")
+    runs = bench(results, workers, study.entries, study.tasks, study.epochs)
+    table = markdown(summary(runs, study.tasks))
+    print(table)
+    if arguments.update:
+        from vtlite.show import write_between
+
+        write_between(arguments.update, name, table)
 
 
 def _data(arguments: argparse.Namespace) -> None:

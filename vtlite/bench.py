@@ -32,7 +32,8 @@ from vtlite.accounting import (
     without_method,
 )
 from vtlite.backbones import create_backbone, load_backbone
-from vtlite.data.tasks import ImageDataset, load_task
+from vtlite.data.images import ImageDataset, joined
+from vtlite.data.tasks import load_task
 from vtlite.method import Backbone, Tuned, count_parameters, short
 from vtlite.methods import METHODS, find_method
 from vtlite.storage import VTError, atomic_write, unknown
@@ -71,38 +72,53 @@ ENTRIES = {
     **{short(key): Entry(short(key), cls.measured_on) for key, cls in METHODS.items()},
     "adaptformer, bottleneck 48": Entry("adaptformer", settings={"bottleneck": 48}),
     "lora, rank 16 on q, k, v": Entry("lora", settings={"rank": 16, "targets": "qkv"}),
+    "full, on the ResNet": Entry("full", "vtlite-resnet"),
+    "linear, on the ResNet": Entry("linear", "vtlite-resnet"),
 }
 
 
-def run_cell(name: str, task_name: str, lr: float, seed: int, final: bool) -> dict[str, Any]:
-    """One training run: accuracy on the validation images, or on the test images after training on
-    all 1,000 (`final`).
+@dataclass(frozen=True)
+class Study:
+    """Some entries on tasks of another kind, by the same protocol: `bench --study NAME`."""
 
-    A run that diverges has accuracy 0.
+    tasks: tuple[str, ...]
+    entries: tuple[str, ...]
+    epochs: int = EPOCHS
+
+
+STUDIES = {
+    "masks": Study(
+        ("emoji-masks", "emoji-scenes"),
+        ("full", "linear", "adaptformer", "lora", "mona", "convpass", "vit_adapter"),
+    ),
+    "motion": Study(("emoji-motion",), ("full", "linear", "aim", "st_adapter")),
+}
+
+
+def run_cell(
+    name: str, task_name: str, lr: float, seed: int, final: bool, epochs: int = EPOCHS
+) -> dict[str, Any]:
+    """One training run: the score (of a classification, its accuracy) on the validation images, or
+    on the test images after training on all others (`final`).
+
+    Of a few-shot task the seed is also the draw, and validation images stay out of the training. A
+    run that diverges has the score 0.
     """
     torch.set_num_threads(1)
-    entry, task = ENTRIES[name], load_task(task_name)
-    assert isinstance(task.train, ImageDataset)
-    assert isinstance(task.val, ImageDataset)
+    entry, few = ENTRIES[name], task_name.endswith("-shot")
+    task = load_task(f"{task_name}:{seed}" if few else task_name)
+    train, held_out = task.train, task.val
     if final:
-        both = ImageDataset(
-            torch.cat([task.train.images, task.val.images]),
-            torch.cat([task.train.labels, task.val.labels]),
-        )
-        train, held_out = both, task.test
-    else:
-        train, held_out = task.train, task.val
+        train, held_out = train if few else joined([train, held_out]), task.test
     if entry.weights == "pixels":
-        accuracy, trainable = _pixels(train, held_out, task, lr)
+        score, trainable = _pixels(train, held_out, task, lr)
     else:
         model = entry.tuned(task, seed)
         try:
-            fit(model, train, epochs=EPOCHS, lr=lr, seed=seed, progress=False)
-            accuracy = evaluate(model, held_out)["accuracy"]
+            fit(model, train, epochs=epochs, lr=lr, seed=seed, progress=False)
+            score = evaluate(model, held_out)[task.metric]
         except Diverged:
-            accuracy = (
-                0.0  # the largest learning rate of a grid may be too large: a result like any other
-            )
+            score = 0.0  # the largest rate of a grid may be too large: a result like any other
         trainable = count_parameters(model)[0]  # now: some methods choose what trains from the data
     return {
         "entry": name,
@@ -110,7 +126,7 @@ def run_cell(name: str, task_name: str, lr: float, seed: int, final: bool) -> di
         "lr": lr,
         "seed": seed,
         "final": final,
-        "accuracy": accuracy,
+        "score": score,
         "trainable": trainable,
     }
 
@@ -153,6 +169,7 @@ def bench(
     workers: int = 2,
     entries: tuple[str, ...] = tuple(ENTRIES),
     tasks: tuple[str, ...] = BENCHED,
+    epochs: int = EPOCHS,
 ) -> list[dict[str, Any]]:
     """Run what `results` (JSON) lacks, `workers` processes of one thread each, and return all runs.
 
@@ -170,7 +187,7 @@ def bench(
                     for key in _wanted(name, task, final, runs)
                     if key not in done
                 ]
-                futures = [pool.submit(run_cell, *key) for key in wanted]
+                futures = [pool.submit(run_cell, *key, epochs) for key in wanted]
                 doing = f"{task}: {'final runs' if final else 'choosing on validation data'}"
                 for future in tqdm(as_completed(futures), total=len(futures), desc=doing):
                     runs.append(future.result())
@@ -218,11 +235,11 @@ def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def chosen_lr(name: str, task: str, runs: list[dict[str, Any]]) -> float:
-    """The learning rate with the best validation accuracy; the smaller one in a tie."""
+    """The learning rate with the best validation score; the smaller one in a tie."""
     found = [
         run for run in runs if (run["entry"], run["task"], run["final"]) == (name, task, False)
     ]
-    return min(found, key=lambda run: (-run["accuracy"], run["lr"]))["lr"]
+    return min(found, key=lambda run: (-run["score"], run["lr"]))["lr"]
 
 
 def _wanted(
@@ -255,8 +272,8 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         )
 
 
-def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per entry: mean test accuracy and standard deviation over seeds per task, and the
+def summary(runs: list[dict[str, Any]], among: tuple[str, ...] = BENCHED) -> list[dict[str, Any]]:
+    """One row per entry: mean test score and standard deviation over seeds per task, and the
     mean over tasks (each over its seeds).
 
     Left out are final runs at a learning rate that another has replaced, since its grid was
@@ -270,15 +287,15 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         run for run in runs if run["final"] and run["lr"] == chosen[run["entry"], run["task"]]
     ]
     seen = {(run["entry"], run["task"]) for run in finals}
-    tasks = [task for task in BENCHED if all((name, task) in seen for name, _ in seen)]
+    tasks = [task for task in among if all((name, task) in seen for name, _ in seen)]
     rows = []
     for name, entry in ENTRIES.items():
         own = [run for run in finals if run["entry"] == name and run["task"] in tasks]
         if not own:  # or no task is whole yet
             continue
-        per_task = {task: [run["accuracy"] for run in own if run["task"] == task] for task in tasks}
+        per_task = {task: [run["score"] for run in own if run["task"] == task] for task in tasks}
         per_seed = [
-            statistics.mean(run["accuracy"] for run in own if run["seed"] == seed)
+            statistics.mean(run["score"] for run in own if run["seed"] == seed)
             for seed in {run["seed"] for run in own}
         ]
         rows.append(

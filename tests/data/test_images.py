@@ -114,3 +114,13 @@ def test_joined_sets_follow_each_other() -> None:
 def test_as_many_labels_as_images(labels: Tensor | dict[str, Tensor]) -> None:
     with pytest.raises(VTError, match=r"expected uint8 images \[N, C, H, W\] and N labels, found"):
         ImageDataset(IMAGES, labels)
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_joined_sets_are_one_after_another(kind: str) -> None:
+    data = ImageDataset(IMAGES, LABELS[kind], mean=(0.1,), std=(0.2,))
+    both = joined([data.subset([2, 3]), data.subset([0])])
+    assert len(both) == 3
+    for i, j in enumerate((2, 3, 0)):
+        assert torch.equal(both[i][0], data[j][0])
+        assert str(both[i][1]) == str(data[j][1])

@@ -113,9 +113,13 @@ def as_bytes(images: Tensor) -> Tensor:
 
 
 def joined(parts: Sequence[ImageDataset]) -> ImageDataset:
-    """All images of several data sets with labels [N], one set after another."""
-    images, labels = (torch.cat([getattr(p, what) for p in parts]) for what in ("images", "labels"))
-    return ImageDataset(images, labels)
+    """All images of several data sets of one kind, one set after another."""
+    images, first = torch.cat([part.images for part in parts]), parts[0]
+    if isinstance(first.labels, dict):
+        labels: Labels = {k: torch.cat([part.labels[k] for part in parts]) for k in first.labels}
+    else:
+        labels = torch.cat([part.labels for part in parts])
+    return ImageDataset(images, labels, first.mean, first.std)
 
 
 def _each(labels: Labels, function: Any) -> Any:
