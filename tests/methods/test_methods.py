@@ -117,6 +117,14 @@ PUBLISHED_CLIP: list[tuple[str, dict[str, Any], int]] = [
     ("coop", {}, 8_192),  # 16 * 512
     ("coop", {"num_context": 4}, 2_048),
     ("coop", {"per_class": True}, 819_200),  # of 100 classes
+    ("cocoop", {}, 35_360),  # 4 * 512, 512 * 32 + 32 and 32 * 512 + 512
+    ("prograd", {}, 8_192),  # as CoOp
+    ("plot", {}, 32_768),  # 4 * 16 * 512
+    ("lasp", {}, 2_560 + 3_072),  # 4 * 512 and 512; 4 * 768 for the norms of each block, here one
+    ("lasp", {"norms": False}, 2_560),
+    ("dualcoop", {}, 16_384),  # 2 * 16 * 512
+    ("dualcoop", {"per_class": True}, 1_638_400),
+    ("sgva_clip", {}, 2_361_345),  # 2 * 768 * 1536, 4 * 512 and 1
 ]
 
 
