@@ -120,7 +120,7 @@ PUBLISHED_CLIP: list[tuple[str, dict[str, Any], int]] = [
     ("cocoop", {}, 35_360),  # 4 * 512, 512 * 32 + 32 and 32 * 512 + 512
     ("prograd", {}, 8_192),  # as CoOp
     ("plot", {}, 32_768),  # 4 * 16 * 512
-    ("lasp", {}, 2_560 + 3_072),  # 4 * 512 and 512; 4 * 768 for the norms of each block, here one
+    ("lasp", {}, 39_424),  # 4 * 512, 512 and 12 * 2 norms of 2 * 768
     ("lasp", {"norms": False}, 2_560),
     ("dualcoop", {}, 16_384),  # 2 * 16 * 512
     ("dualcoop", {"per_class": True}, 1_638_400),
@@ -161,11 +161,11 @@ def test_published_parameter_count_on_resnet50(
 
 @pytest.mark.parametrize(("method", "settings", "count"), PUBLISHED_CLIP)
 def test_published_parameter_count_on_clip(
-    method: str, settings: dict[str, Any], count: int
+    method: str, settings: dict[str, Any], count: int, vit_b16: Any
 ) -> None:
     words = WordTokenizer.of([f"a photo of a {i}" for i in range(100)])
     text = TextTransformer(len(words.vocabulary), 77, 512, depth=1, num_heads=8)
-    clip = CLIP(vt.create_backbone("vit_base_patch16_224", depth=1), text, 512, words)
+    clip = CLIP(vit_b16, text, 512, words)
     task = Classification("hundred", tuple(f"a {i}" for i in range(100)))
     assert vt.count_parameters(vt.tune(clip, method, task, **settings))[0] == count
 

@@ -177,15 +177,6 @@ class ImageTower(VisionBackbone):
         return self.forward_features(images)
 
 
-class TokenTower(ImageTower):
-    """The same before pooling: images [B, 3, S, S] -> tokens [B, 1 + P, E] after the last norm and
-    the projection, the class token first."""
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """[B, 3, S, S] -> [B, 1 + P, E]"""
-        return self.visual.fc_norm(self.visual.forward_features(images)) @ self.projection
-
-
 # open_clip's names (and OpenAI's) -> ours, for both towers
 _NAMES = (
     (r"^visual\.conv1\.", "visual.patch_embed.proj."),

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.backbones.clip import TokenTower
 from vtlite.method import Method, Predictor
 from vtlite.methods.prompt.contexts import (
     Position,
@@ -19,6 +18,7 @@ from vtlite.methods.prompt.contexts import (
     first_context,
     temperature,
 )
+from vtlite.methods.prompt.language.places import PlaceTower
 from vtlite.task import Classification, MultiLabel, Task
 
 
@@ -70,8 +70,8 @@ class DualCoOp(Method):
     github.com/sunxm2357/DualCoOp. On CLIP's ViT-B/16: 16,384 parameters, with `per_class` (as in
     the paper, where labels are many) 16,384 a class. The released code has 20 * 5 in the place of
     CLIP's scale, which is that in published weights, and the loss is a sum times 0.03: AdamW does
-    not mind. Its places are those of a ResNet, with their mean as one more; here they are a ViT's
-    patch tokens with the class token as one more. Labels that are not known, which the original
+    not mind. Its places are those of a ResNet's attention pooling, with their mean as one more; for a
+    ViT see places.py, and the class token is the one more. Labels that are not known, which the original
     leaves out of the loss, are no part of the tasks here.
     """
 
@@ -104,7 +104,9 @@ class DualCoOp(Method):
         sets = len(names) if self.per_class else 1
         context = first_context(clip, 2, sets, self.num_context)
         return Predictor(
-            TokenTower(clip), DualHead(texts, context, temperature(clip), self.sharpness), task
+            PlaceTower(clip, "dualcoop"),
+            DualHead(texts, context, temperature(clip), self.sharpness),
+            task,
         )
 
     def loss(self, model: Any, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtlite.backbones.clip import ImageTower
+from vtlite.backbones.stages import attention_blocks
 from vtlite.method import Method, Predictor, Tuned
 from vtlite.methods.prompt.contexts import (
     Position,
@@ -19,7 +20,6 @@ from vtlite.methods.prompt.contexts import (
     first_context,
     temperature,
 )
-from vtlite.storage import VTError
 from vtlite.task import Task
 from vtlite.zero_shot import class_features
 
@@ -132,19 +132,11 @@ class LASP(Method):
         written = torch.stack(each).unflatten(0, (self.num_groups, -1))
         scale, C = temperature(clip), task.num_classes
         if self.norms:
-            for block in self.blocks(clip.visual):
+            for block in attention_blocks(clip.visual, "lasp", ("norm1", "norm2")):
                 block.norm1.requires_grad_(True)
                 block.norm2.requires_grad_(True)
         head = AwareHead(texts, context, scale, written, C, self.noise)
         return Predictor(ImageTower(clip), head, task)
-
-    def blocks(self, visual: Any) -> Any:
-        if not hasattr(visual, "blocks"):
-            raise VTError(
-                f"lasp: expected an image tower of blocks, found {type(visual).__name__}; set "
-                "norms=False"
-            )
-        return visual.blocks
 
     def groups(self, model: Tuned) -> list[dict[str, Any]]:
         norms = [p for p in model.backbone.parameters() if p.requires_grad]

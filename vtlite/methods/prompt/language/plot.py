@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.backbones.clip import TokenTower
 from vtlite.method import Method, Predictor
 from vtlite.methods.prompt.contexts import (
     Position,
@@ -19,6 +18,7 @@ from vtlite.methods.prompt.contexts import (
     first_context,
     temperature,
 )
+from vtlite.methods.prompt.language.places import PlaceTower
 from vtlite.task import Task
 
 
@@ -70,8 +70,7 @@ class PLOT(Method):
     for Vision-Language Models", ICLR 2023, arXiv 2210.01253; github.com/CHENGY12/PLOT. On CLIP's
     ViT-B/16: 32,768 parameters. The released code stops the iterations when they change little in
     the mean of a batch, so that an answer depends on its company; here their number is fixed. Its
-    places are those of a ResNet's attention pooling; a ViT's are its patch tokens after the last
-    norm and the projection. The pooled features that it adds on ImageNet are not here.
+    places are those of a ResNet's attention pooling; for a ViT see places.py. The pooled features that it adds on ImageNet are not here.
     """
 
     small = {"num_context": 4}
@@ -100,4 +99,4 @@ class PLOT(Method):
         # drawn, never from words: contexts that start alike stay alike
         context = first_context(clip, self.num_prompts, 1, self.num_context)
         head = TransportHead(texts, context, temperature(clip), self.eps, self.iterations)
-        return Predictor(TokenTower(clip), head, task)
+        return Predictor(PlaceTower(clip, "plot"), head, task)
