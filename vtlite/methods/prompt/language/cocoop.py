@@ -57,12 +57,13 @@ class CoCoOp(Method):
 
     For two-tower models; f_i is the normalised feature of image i, and its shift is the same for
     all M vectors. Each image has texts of its own, so the text tower reads B C of them in a step,
-    where CoOp's reads C: a step takes about as many times CoOp's as there are images in a batch.
-    Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CVPR 2022, arXiv
-    2203.05557; github.com/KaiyangZhou/CoOp. On CLIP's ViT-B/16 (E = D = 512): 35,360 parameters.
-    The paper trains on one image at a time, for that memory; the loop here takes any batch.
+    where CoOp's reads C: a step costs up to B times CoOp's. Zhou et al., "Conditional Prompt
+    Learning for Vision-Language Models", CVPR 2022, arXiv 2203.05557; github.com/KaiyangZhou/CoOp.
+    On CLIP's ViT-B/16 (E = D = 512): 35,360 parameters. The paper trains on one image at a time,
+    for that memory; the loop here takes any batch.
     """
 
+    lr = 3e-3
     small = {"num_context": 3, "words": "an emoji of"}
 
     starts_elsewhere = "the small network shifts the context from the start"

@@ -75,7 +75,7 @@ class DualCoOp(Method):
     leaves out of the loss, are no part of the tasks here.
     """
 
-    small = {"num_context": 4}
+    small = {"num_context": 4, "per_class": True}
 
     starts_elsewhere = "two contexts stand in the place of one template"
     unmergeable = "its contexts belong to the texts, and it weighs the places of each image"

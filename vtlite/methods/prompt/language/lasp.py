@@ -84,6 +84,7 @@ class LASP(Method):
     here are fewer.
     """
 
+    lr = 3e-3
     small = {
         "num_context": 3,
         "words": "an emoji of",

@@ -101,7 +101,7 @@ class SgVACLIP(Method):
 
     lr = 1e-3
     lrs = (3e-4, 1e-3, 3e-3, 1e-2)
-    small = {"num_context": 3, "words": "an emoji of"}
+    small = {"num_context": 3, "words": "an emoji of", "search": True}
 
     starts_elsewhere = "prototypes have a share in the answer"
     unmergeable = "its adapter has ReLUs inside, so it is no linear change of the weights"
