@@ -13,6 +13,7 @@ import vtlite as vt
 from tests.methods import checks
 from vtlite.backbones.clip import CLIP, TextTransformer
 from vtlite.backbones.tokenizer import WordTokenizer
+from vtlite.task import Classification
 
 # Trained on ViT-B/16 without the head, with the settings given: ../methods' sheets, computed from
 # shapes and checked with the papers' figures.
@@ -116,6 +117,17 @@ PUBLISHED_CLIP: list[tuple[str, dict[str, Any], int]] = [
     ("clip_adapter", {}, 131_072),
     ("tip_adapter", {}, 819_200),  # 512 * 16 * 100
     ("tip_adapter", {"tune_keys": False}, 0),
+    ("coop", {}, 8_192),  # 16 * 512
+    ("coop", {"num_context": 4}, 2_048),
+    ("coop", {"per_class": True}, 819_200),  # of 100 classes
+    ("cocoop", {}, 35_360),  # 4 * 512, 512 * 32 + 32 and 32 * 512 + 512
+    ("prograd", {}, 8_192),  # as CoOp
+    ("plot", {}, 32_768),  # 4 * 16 * 512
+    ("lasp", {}, 39_424),  # 4 * 512, 512 and 12 * 2 norms of 2 * 768
+    ("lasp", {"norms": False}, 2_560),
+    ("dualcoop", {}, 16_384),  # 2 * 16 * 512
+    ("dualcoop", {"per_class": True}, 1_638_400),
+    ("sgva_clip", {}, 2_361_345),  # 2 * 768 * 1536, 4 * 512 and 1
 ]
 
 
@@ -152,12 +164,13 @@ def test_published_parameter_count_on_resnet50(
 
 @pytest.mark.parametrize(("method", "settings", "count"), PUBLISHED_CLIP)
 def test_published_parameter_count_on_clip(
-    method: str, settings: dict[str, Any], count: int
+    method: str, settings: dict[str, Any], count: int, vit_b16: Any
 ) -> None:
-    words = WordTokenizer.of(["a photo of a"])
-    text = TextTransformer(len(words.vocabulary), 16, 64, depth=1, num_heads=1)
-    clip = CLIP(vt.create_backbone("vit_base_patch16_224", depth=1), text, 512, words)
-    assert vt.count_parameters(vt.tune(clip, method, 100, **settings))[0] == count
+    words = WordTokenizer.of([f"a photo of a {i}" for i in range(100)])
+    text = TextTransformer(len(words.vocabulary), 77, 512, depth=1, num_heads=8)
+    clip = CLIP(vit_b16, text, 512, words)
+    task = Classification("hundred", tuple(f"a {i}" for i in range(100)))
+    assert vt.count_parameters(vt.tune(clip, method, task, **settings))[0] == count
 
 
 def test_every_method_has_a_published_count(name: str) -> None:
