@@ -13,6 +13,7 @@ import vtlite as vt
 from tests.methods import checks
 from vtlite.backbones.clip import CLIP, TextTransformer
 from vtlite.backbones.tokenizer import WordTokenizer
+from vtlite.method import find_method
 from vtlite.task import Classification
 
 # Trained on ViT-B/16 without the head, with the settings given: ../methods' sheets, computed from
@@ -117,6 +118,14 @@ PUBLISHED_CLIP: list[tuple[str, dict[str, Any], int]] = [
     ("coop", {}, 8_192),  # 16 * 512
     ("coop", {"num_context": 4}, 2_048),
     ("coop", {"per_class": True}, 819_200),  # of 100 classes
+    ("clip_lora", {}, 184_320),  # 12 * 3 * 2 * 2 * (768 + 512)
+    ("maple", {}, 3_555_072),  # 9 * (2 * 512 + 512 * 768 + 768)
+    ("maple", {"coupled": False}, 23_040),  # 9 * 2 * (512 + 768): IVLP
+    ("upt", {}, 1_976_064),
+    ("dpt", {}, 1_213_184),  # 1,136,384 and 768 * 100
+    ("tpt", {}, 2_048),  # of one image
+    ("tda", {}, 0),
+    ("promptkd", {}, 553_984),  # 9 * 4 * 768, 2 * (512 * 512 + 512) and a norm of 1,024
 ]
 
 
@@ -156,8 +165,9 @@ def test_published_parameter_count_on_clip(
     method: str, settings: dict[str, Any], count: int
 ) -> None:
     words = WordTokenizer.of([f"a photo of a {i}" for i in range(100)])
-    text = TextTransformer(len(words.vocabulary), 77, 512, depth=1, num_heads=8)
-    clip = CLIP(vt.create_backbone("vit_base_patch16_224", depth=1), text, 512, words)
+    depth = 1 if find_method(method).frozen_features else 12
+    text = TextTransformer(len(words.vocabulary), 77, 512, depth, num_heads=8)
+    clip = CLIP(vt.create_backbone("vit_base_patch16_224", depth=depth), text, 512, words)
     task = Classification("hundred", tuple(f"a {i}" for i in range(100)))
     assert vt.count_parameters(vt.tune(clip, method, task, **settings))[0] == count
 
