@@ -337,6 +337,10 @@ class _Head(nn.Module):
         super().__init__()
         self.head, self.task = model.head, model.task
 
+    def features(self, features: Tensor) -> Tensor:
+        """What the head reads, for a loss that asks for more than the answer."""
+        return features
+
     def forward(self, features: Tensor) -> Any:
         return self.head(features)
 

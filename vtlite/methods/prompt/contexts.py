@@ -86,6 +86,13 @@ class PromptedHead(nn.Module):
         return self.scale * F.normalize(f, dim=-1) @ g.T
 
 
+def expect_context(method: Method, num_context: int, position: str) -> None:
+    """Raise the one-sentence error for a context out of its range."""
+    method.expect(num_context >= 1, "num_context", "an integer of at least 1")
+    wanted = ("end", "middle", "front")
+    method.expect(position in wanted, "position", '"end", "middle" or "front"')
+
+
 def temperature(clip: CLIP) -> Tensor:
     """The frozen exp(logit_scale)."""
     return clip.logit_scale.detach().exp()
@@ -113,29 +120,31 @@ def first_context(clip: CLIP, *shape: int, words: str = "", std: float = 0.02) -
 
 
 def class_names(
-    clip: CLIP, task: Task, method: Method, kind: type[Task] = Classification
+    clip: CLIP, task: Task, method: Method, *kinds: type[Task], others: tuple[str, ...] = ()
 ) -> tuple[str, ...]:
-    """The names of the task's classes.
+    """The names of the task's classes, and of `others` that its images don't show.
 
-    Raises `VTError` for a task of another kind, or one whose names can't tell its classes apart;
+    `kinds` are those of tasks that the method takes, a classification if none are given. Raises `VTError` for a task of another kind, or one whose names can't tell its classes apart;
     warns of words that the text tower does not know.
     """
-    name, names = short(method.key), task.classes
-    if not isinstance(task, kind):
+    name, names, kinds = short(method.key), task.classes, kinds or (Classification,)
+    if not isinstance(task, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
         raise VTError(
-            f"{name}: expected a {kind.__name__}, whose classes have names, found a "
+            f"{name}: expected a {wanted}, whose classes have names, found a "
             f"{type(task).__name__}; choose another method"
         )
     if not task.name and names == tuple(str(i) for i in range(len(names))):
         raise VTError(
             f"{name}: expected a task whose classes have names, found {len(names)} numbered ones; "
-            f'pass vt.load_task(...), or {kind.__name__}(name="pets", classes=("cat", "dog"))'
+            f'pass vt.load_task(...), or {kinds[0].__name__}(name="pets", classes=("cat", "dog"))'
         )
     if len(names) < 2:
         raise VTError(
             f"{name}: expected at least two classes to tell apart, found {said(names[0])} alone; "
             "name another"
         )
+    names = (*names, *others)
     if "" in (plain := [" ".join(words_of(n.replace("_", " "))) for n in names]):
         raise VTError(
             f"{name}: expected class names of words, found {said(names[plain.index('')])} as that "

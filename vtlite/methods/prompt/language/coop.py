@@ -14,6 +14,7 @@ from vtlite.methods.prompt.contexts import (
     PromptedHead,
     Texts,
     class_names,
+    expect_context,
     first_context,
     temperature,
 )
@@ -35,7 +36,7 @@ class CoOp(Method):
     places, with zeros before them (as ProGrad starts); CoOp takes as many vectors as words.
     """
 
-    small = {"num_context": 4}
+    small = {"num_context": 3, "words": "an emoji of"}
 
     starts_elsewhere = "the context stands in the place of the words of a template"
     unmergeable = "its context belongs to the texts, and no weight of the image tower changes"
@@ -49,9 +50,7 @@ class CoOp(Method):
     words: str = ""  # words to start from, e.g. "a photo of a"; none: N(0, 0.02^2)
 
     def __post_init__(self) -> None:
-        self.expect(self.num_context >= 1, "num_context", "an integer of at least 1")
-        wanted = ("end", "middle", "front")
-        self.expect(self.position in wanted, "position", '"end", "middle" or "front"')
+        expect_context(self, self.num_context, self.position)
 
     def build(self, clip: Any, task: Task) -> nn.Module:
         names = class_names(clip, task, self)
