@@ -37,7 +37,7 @@ SURVEY = {
         "CoOp|CoCoOp|ProGrad|PLOT|LASP|DualCoOp|SgVA-CLIP",
         "SubPT|MPA|ZegOT|X-CLIP|Berg et al.|PTP|LANIT|CPL|DeFo|GALIP|PointCLIP V2",
     ),
-    "prompt/vision_language": ("UPT|DPT|MaPLe|TPT", "MVLPT|MetaPrompt"),
+    "prompt/vision_language": ("UPT|DPT|MaPLe|TPT|TDA|PromptKD", "MVLPT|MetaPrompt"),
     "adapter/sequential": (
         (
             "Residual adapter (series)|Houlsby adapter|Pfeiffer"
@@ -57,7 +57,7 @@ SURVEY = {
     "parameter/weight": (
         (
             "LoRA|DyLoRA|Compacter|PHM"
-            " adapter|KAdaptation|FacT-TT|FacT-TK|KronA|DLDR|MoSA|Aurora|DoRA|VeRA"
+            " adapter|KAdaptation|FacT-TT|FacT-TK|KronA|DLDR|MoSA|Aurora|DoRA|VeRA|CLIP-LoRA"
         ),
         "DnA|PHNNs|TARP",
     ),
@@ -86,7 +86,7 @@ EXTRA = {
     *("Houlsby adapter", "Pfeiffer adapter", "Residual adapter (parallel)"),
     *("DoRA", "VeRA", "GPS", "SPT"),
     *("Attention transfer", "DKD", "RKD"),
-    "Block expansion",
+    *("TDA", "PromptKD", "CLIP-LoRA", "Block expansion"),
 }
 KEYS = [system.key for system in SYSTEMS if system.key]
 

@@ -23,17 +23,24 @@ class PromptedBlock(nn.Module):
     What a block makes of its prompts is dropped at its end, as the next one brings its own: the
     same function as the paper's replacing them there, with the sequence outside the block
     unchanged, so that pooling and heads need not know of prompts. So prompts need neither queries
-    nor an MLP; and their keys and values, the same for every image, are made once.
+    nor an MLP; and their keys and values, the same for every image, are made once. `prompts` are
+    [P, D], or a module that makes them.
     """
 
-    def __init__(self, block: nn.Module, prompts: Tensor, prefix: int, dropout: float) -> None:
+    def __init__(
+        self, block: nn.Module, prompts: Any, prefix: int, dropout: float, count: int | None = None
+    ) -> None:
         super().__init__()
         self.block, self.prefix, self.dropout, self.known = block, prefix, dropout, known(block)
-        self.prompts = nn.Parameter(prompts)  # [P, D]
-        self.positions = PositionsWithPrompts(block, prefix, len(prompts))
+        self.prompts = prompts if isinstance(prompts, nn.Module) else nn.Parameter(prompts)
+        self.positions = PositionsWithPrompts(block, prefix, count or len(prompts))
+        self.on = True  # off: the block as it was
 
     def forward(self, x: Tensor, **named: Any) -> Tensor:
-        prompts = F.dropout(self.prompts, self.dropout, self.training)
+        if not self.on:
+            return self.block(x, **named)
+        made = self.prompts() if isinstance(self.prompts, nn.Module) else self.prompts
+        prompts = F.dropout(made, self.dropout, self.training)
         block: Any = self.block
         # A variant of timm's; or the block trains as well, perhaps with dropout inside
         if not self.known or block.training or any(value is not None for value in named.values()):
