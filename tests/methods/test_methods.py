@@ -13,6 +13,7 @@ import vtlite as vt
 from tests.methods import checks
 from vtlite.backbones.clip import CLIP, TextTransformer
 from vtlite.backbones.tokenizer import WordTokenizer
+from vtlite.task import Classification
 
 # Trained on ViT-B/16 without the head, with the settings given: ../methods' sheets, computed from
 # shapes and checked with the papers' figures.
@@ -58,6 +59,11 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("fpet", {"bottleneck": 8}, 160_960),
     ("vqt", {}, 930_816),  # 12 * 768, and a head of 12 * 768 more inputs for 100 classes
     ("vqt", {"num_queries": 2}, 1_861_632),
+    # offsets 18,432; layers of the prefixes 7,391,616; 49,216; 100 prefixes of 768; and a head of
+    # 768 * 768 and 100 prototypes in the place of a linear one
+    ("ett", {}, 8_202_688 - 76_900),
+    ("polyhistor", {}, 405_200),  # the sheet's: up and down 106,080, biases 53,040, norms 99,840, ...
+    ("polyhistor", {"rank": 4}, 723_440),  # three more of 65 * 2 * (768 + 48)
     ("lora", {}, 294_912),  # 12 * 2 * 2 * 768 * 8: V-PETL Bench prints 0.29 M
     ("lora", {"rank": 4}, 147_456),
     ("lora", {"rank": 8, "targets": "qkv"}, 442_368),
@@ -113,6 +119,9 @@ PUBLISHED_CLIP: list[tuple[str, dict[str, Any], int]] = [
     ("clip_adapter", {}, 131_072),
     ("tip_adapter", {}, 819_200),  # 512 * 16 * 100
     ("tip_adapter", {"tune_keys": False}, 0),
+    # of one block in each tower: 2 * 148,320 and 2 * 66,112; norms 4,608 and 3,072; the projection
+    ("vl_adapter", {"norms": False, "projection": False}, 428_864),
+    ("vl_adapter", {}, 829_760),
 ]
 
 
@@ -151,10 +160,11 @@ def test_published_parameter_count_on_resnet50(
 def test_published_parameter_count_on_clip(
     method: str, settings: dict[str, Any], count: int
 ) -> None:
-    words = WordTokenizer.of(["a photo of a"])
-    text = TextTransformer(len(words.vocabulary), 16, 64, depth=1, num_heads=1)
+    words = WordTokenizer.of([f"a photo of a {i}" for i in range(100)])
+    text = TextTransformer(len(words.vocabulary), 77, 512, depth=1, num_heads=8)
     clip = CLIP(vt.create_backbone("vit_base_patch16_224", depth=1), text, 512, words)
-    assert vt.count_parameters(vt.tune(clip, method, 100, **settings))[0] == count
+    task = Classification("hundred", tuple(f"a {i}" for i in range(100)))
+    assert vt.count_parameters(vt.tune(clip, method, task, **settings))[0] == count
 
 
 def test_every_method_has_a_published_count(name: str) -> None:

@@ -57,6 +57,8 @@ REFUSED = {
         "vit_adapter",
         "st_adapter",
         "aim",
+        "ett",
+        "polyhistor",
     },
     "swin": {
         "vpt_deep",
@@ -71,6 +73,7 @@ REFUSED = {
         "fpet",
         "vit_adapter",
         "aim",
+        "ett",
         *CNNS,
     },
     "hybrid": {"dp_bitfit", *CNNS},
