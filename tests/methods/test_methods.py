@@ -62,7 +62,11 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     # offsets 18,432; layers of the prefixes 7,391,616; 49,216; 100 prefixes of 768; and a head of
     # 768 * 768 and 100 prototypes in the place of a linear one
     ("ett", {}, 8_202_688 - 76_900),
-    ("polyhistor", {}, 405_200),  # the sheet's: up and down 106,080, biases 53,040, norms 99,840, ...
+    (
+        "polyhistor",
+        {},
+        405_200,
+    ),  # the sheet's: up and down 106,080, biases 53,040, norms 99,840, ...
     ("polyhistor", {"rank": 4}, 723_440),  # three more of 65 * 2 * (768 + 48)
     ("lora", {}, 294_912),  # 12 * 2 * 2 * 768 * 8: V-PETL Bench prints 0.29 M
     ("lora", {"rank": 4}, 147_456),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -107,6 +108,7 @@ class VLAdapter(Method):
         parts, question = parts_of(task), Question()
         for part in parts.values():
             named_classes(clip, part, self, self.template)  # refuses what has no names
+            warn_of_alike(clip, part.classes)
 
         def after(layer: nn.Linear, name: str) -> nn.Module:
             D = layer.out_features
@@ -123,3 +125,16 @@ class VLAdapter(Method):
         heads = {name: TextHead(clip, part.classes, self.template) for name, part in parts.items()}
         head = Heads(dict(heads)) if isinstance(task, Several) else heads[""]
         return QuestionPredictor(ImageTower(clip), head, task, question)
+
+
+def warn_of_alike(clip: CLIP, classes: tuple[str, ...]) -> None:
+    """Warn of names that are the same text to the tower, as it does not know their words."""
+    first: dict[tuple[int, ...], str] = {}
+    for name, tokens in zip(classes, clip.tokenize(list(classes)).tolist(), strict=True):
+        if (other := first.setdefault(tuple(tokens), name)) is not name:
+            warnings.warn(
+                f"vl_adapter: the text tower reads {name!r} as it reads {other!r}, and no training "
+                "tells them apart; name them in words that it knows",
+                stacklevel=2,
+            )
+            return

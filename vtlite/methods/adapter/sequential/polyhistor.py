@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtlite.backbones.stages import attention_blocks
-from vtlite.method import HIGH_LRS, Backbone, Method
+from vtlite.method import Backbone, Method
 from vtlite.methods.adapter.questions import Question, QuestionPredictor, parts_of
 from vtlite.ops.kron_linear import kron_linear
 from vtlite.storage import VTError
@@ -103,7 +103,8 @@ class Polyhistor(Method):
     released shapes: the paper's totals hold decoders too. A head here is linear, or the task's own.
     """
 
-    lrs = HIGH_LRS
+    lr = 3e-3
+    lrs = (3e-4, 1e-3, 3e-3, 1e-2)
 
     starts_elsewhere = "the generated adapters start small, not at zero"
     unmergeable = "its bottlenecks have a SiLU inside, so they are no linear change of the weights"
