@@ -32,6 +32,8 @@ class Task:
     metric: ClassVar[str] = "accuracy"  # the one number of `score` that methods are compared by
     # Whether a backbone's own classifier asks the same: logits from the pooled features.
     is_classifier: ClassVar[bool] = False
+    # Whether it asks about the places of an image, and so reads maps.
+    asks_about_places: ClassVar[bool] = False
 
     name: str = ""
     classes: tuple[str, ...] = ()
@@ -202,6 +204,7 @@ class Segmentation(Task):
     w] that are resized to the mask."""
 
     metric = "mIoU"
+    asks_about_places = True
 
     upsample: int = 8  # pixels a side that each place of the last map answers for
 
@@ -273,7 +276,17 @@ class Several(Task):
 
     parts: dict[str, Task] = field(default_factory=dict, repr=False)
 
+    def features(self, backbone: nn.Module, inputs: Tensor) -> Tensor:
+        """What the heads read, all of them the same."""
+        return next(iter(self.parts.values())).features(backbone, inputs)
+
     def head(self, backbone: Any) -> nn.Module:
+        if len({type(part).features for part in self.parts.values()}) > 1:
+            kinds = ", ".join(sorted({type(part).__name__ for part in self.parts.values()}))
+            raise VTError(
+                f"expected questions that read the same features of an image, found {kinds}; ask "
+                "those about the whole image and those about its places in two tasks"
+            )
         return Heads({name: part.head(backbone) for name, part in self.parts.items()})
 
     def loss(self, answers: dict[str, Any], targets: dict[str, Any]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtlite.method import Backbone, Predictor
-from vtlite.task import Several, Task
+from vtlite.task import Heads, Several, Task
 
 
 class Question:
@@ -22,6 +22,13 @@ class Question:
 def parts_of(task: Task) -> dict[str, Task]:
     """The questions of a task by name; one alone is a task of one question."""
     return dict(task.parts) if isinstance(task, Several) else {"": task}
+
+
+def heads_of(task: Task, backbone: Backbone) -> nn.Module:
+    """A fresh head for each question, whatever it reads."""
+    if not isinstance(task, Several):
+        return task.head(backbone)
+    return Heads({name: part.head(backbone) for name, part in task.parts.items()})
 
 
 class QuestionPredictor(Predictor):

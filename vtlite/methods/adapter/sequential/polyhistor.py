@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vtlite.backbones.stages import attention_blocks
 from vtlite.method import Backbone, Method
-from vtlite.methods.adapter.questions import Question, QuestionPredictor, parts_of
+from vtlite.methods.adapter.questions import Question, QuestionPredictor, heads_of, parts_of
 from vtlite.ops.kron_linear import kron_linear
 from vtlite.storage import VTError
 from vtlite.task import Task
@@ -132,4 +132,4 @@ class Polyhistor(Method):
         network = HyperNetwork(tasks, C, narrow, self.rank, question)
         for block, width in zip(blocks, widths, strict=True):
             block.mlp.fc2 = GeneratedAdapter(block.mlp.fc2, width // C, network)
-        return QuestionPredictor(backbone, task.head(backbone), task, question)
+        return QuestionPredictor(backbone, heads_of(task, backbone), task, question)
