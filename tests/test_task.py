@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +169,20 @@ def test_a_task_without_an_answer_is_refused() -> None:
         vt.VTError, match="argument of Classification 'clases': did you mean 'classes'"
     ):
         Classification("c", clases=("a",))  # type: ignore[call-arg]
+
+
+def test_frozen_features_of_masks_are_no_images() -> None:
+    """Features are computed once there, and their maps have another size than the masks."""
+    task = vt.load_task("emoji-masks")
+    few: Any = replace(task, train=[task.train[i] for i in range(8)], val=[task.val[0]])
+    model = vt.tune(vt.load_backbone("vtlite-tiny"), "linear", few)
+    assert "val_mIoU" in vt.fit(model, epochs=1, progress=False)[0]
+
+
+def test_questions_about_wholes_and_places_are_two_tasks() -> None:
+    masks = Segmentation("masks", NAMES, upsample=2)
+    parts: Any = {"what": Classification("what", NAMES), "where": masks}
+    with pytest.raises(vt.VTError, match=r"read the same features.*Classification, Segmentation;"):
+        vt.tune(make_tiny(), "linear", Several("both", parts=parts))
+    model = vt.tune(make_tiny(), "linear", Several("maps", parts={"a": masks, "b": masks}))
+    assert model(torch.randn(2, 3, 32, 32))["b"].shape == (2, len(NAMES), 8, 8)

@@ -133,6 +133,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lst": {"reduction": 2},
     "phm_adapter": {"n": 4, "bottleneck": 8},
     "compacter": {"bottleneck": 8},
+    "polyhistor": {"reduction": 4},
     "side_tuning": {"depth": 1},
     "spt": {"budget": 0.05, "rank": 2},
     "vera": {"rank": 16},

@@ -32,6 +32,8 @@ class Task:
     metric: ClassVar[str] = "accuracy"  # the one number of `score` that methods are compared by
     # Whether a backbone's own classifier asks the same: logits from the pooled features.
     is_classifier: ClassVar[bool] = False
+    # Whether it asks about the places of an image, and so reads maps.
+    asks_about_places: ClassVar[bool] = False
 
     name: str = ""
     classes: tuple[str, ...] = ()
@@ -92,9 +94,9 @@ class Task:
         """How good the answers to a whole split are, by name; `metric` is among the names."""
         raise NotImplementedError
 
-    def check(self, targets: Any) -> Any:
+    def check(self, targets: Any, inputs: Any = None) -> Any:
         """A batch of targets as `loss` and `score` take them. Raises `VTError` for those that this
-        task can't have."""
+        task can't have, or not for these inputs."""
         return targets
 
     def record(self) -> dict[str, Any]:
@@ -135,7 +137,7 @@ class Classification(Task):
     def score(self, answers: Tensor, targets: Tensor) -> dict[str, float]:
         return {"accuracy": (answers.argmax(dim=1) == targets).double().mean().item()}
 
-    def check(self, targets: Tensor) -> Tensor:
+    def check(self, targets: Tensor, inputs: Any = None) -> Tensor:
         if isinstance(targets, Tensor) and targets.ndim == 2 and targets.shape[1] == 1:
             targets = targets[:, 0]  # a column, as in tables
         return check_labels(targets, self.num_classes, ("B",))
@@ -166,7 +168,7 @@ class MultiLabel(Task):
         exact = ((answers > 0) == (targets > 0.5)).all(dim=1)
         return {"mAP": average.mean().item(), "exact": exact.double().mean().item()}
 
-    def check(self, targets: Tensor) -> Tensor:
+    def check(self, targets: Tensor, inputs: Any = None) -> Tensor:
         tensor = isinstance(targets, Tensor)
         if not tensor or targets.ndim != 2 or targets.shape[1] != self.num_classes:
             raise VTError(
@@ -202,6 +204,7 @@ class Segmentation(Task):
     w] that are resized to the mask."""
 
     metric = "mIoU"
+    asks_about_places = True
 
     upsample: int = 8  # pixels a side that each place of the last map answers for
 
@@ -225,10 +228,17 @@ class Segmentation(Task):
         ratio = both[either > 0].double() / either[either > 0]
         return {"mIoU": ratio.mean().item(), "pixels": (found == targets).double().mean().item()}
 
-    def check(self, targets: Tensor) -> Tensor:
+    def check(self, targets: Tensor, inputs: Any = None) -> Tensor:
         if isinstance(targets, Tensor) and targets.ndim == 4 and targets.shape[1] == 1:
             targets = targets[:, 0]  # a channel, as images have
-        return check_labels(targets, self.num_classes, ("B", "H", "W"))
+        masks = check_labels(targets, self.num_classes, ("B", "H", "W"))
+        if isinstance(inputs, Tensor) and inputs.shape[-2:] != masks.shape[-2:]:
+            sizes = [" x ".join(map(str, each.shape[-2:])) for each in (inputs, masks)]
+            raise VTError(
+                f"expected masks of {sizes[0]} pixels, as their images have, found {sizes[1]}; "
+                "resize and crop both alike"
+            )
+        return masks
 
     def record(self) -> dict[str, Any]:
         return {**super().record(), "upsample": self.upsample}
@@ -248,10 +258,12 @@ class Clips(Classification):
 
     def features(self, backbone: nn.Module, inputs: Tensor) -> Tensor:
         """What the head reads: clips [B, T, C, H, W] -> [B, D], blind to the order of frames."""
-        if inputs.ndim != 5 or not inputs.shape[1]:
+        if not isinstance(inputs, Tensor) or inputs.ndim != 5 or not inputs.shape[1]:
+            tensor = isinstance(inputs, Tensor)
+            found = f"shape {list(inputs.shape)}" if tensor else type(inputs).__name__
             raise VTError(
-                f"expected clips [B, T, C, H, W], found shape {list(inputs.shape)}; "
-                "give each clip its frames in the second dimension"
+                f"expected clips [B, T, C, H, W], found {found}; "
+                "give each clip its frames in the second dimension of a tensor"
             )
         return features(backbone, inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2]).mean(dim=1)
 
@@ -273,7 +285,17 @@ class Several(Task):
 
     parts: dict[str, Task] = field(default_factory=dict, repr=False)
 
+    def features(self, backbone: nn.Module, inputs: Tensor) -> Tensor:
+        """What the heads read, all of them the same."""
+        return next(iter(self.parts.values())).features(backbone, inputs)
+
     def head(self, backbone: Any) -> nn.Module:
+        if len({type(part).features for part in self.parts.values()}) > 1:
+            kinds = ", ".join(sorted({type(part).__name__ for part in self.parts.values()}))
+            raise VTError(
+                f"expected questions that read the same features of an image, found {kinds}; ask "
+                "those about the whole image and those about its places in two tasks"
+            )
         return Heads({name: part.head(backbone) for name, part in self.parts.items()})
 
     def loss(self, answers: dict[str, Any], targets: dict[str, Any]) -> Tensor:
@@ -290,14 +312,14 @@ class Several(Task):
         metrics = [scores[f"{name}/{part.metric}"] for name, part in self.parts.items()]
         return {"accuracy": sum(metrics) / len(metrics), **scores}
 
-    def check(self, targets: dict[str, Any]) -> dict[str, Any]:
+    def check(self, targets: dict[str, Any], inputs: Any = None) -> dict[str, Any]:
         if not isinstance(targets, dict) or self.parts.keys() - targets.keys():
             found = ", ".join(targets) if isinstance(targets, dict) else "no dict"
             raise VTError(
                 f"expected targets as a dict of {', '.join(self.parts)}, found {found}; give each "
                 "image an answer to every question"
             )
-        return {name: part.check(targets[name]) for name, part in self.parts.items()}
+        return {name: part.check(targets[name], inputs) for name, part in self.parts.items()}
 
     def record(self) -> dict[str, Any]:
         return {**super().record(), "parts": {k: part.record() for k, part in self.parts.items()}}

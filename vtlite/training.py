@@ -266,7 +266,7 @@ class _Run:
         return ended
 
     def one_step(self, step: int, inputs: Any, targets: Any) -> float:
-        targets = self.model.task.check(targets)
+        targets = self.model.task.check(targets, _images(self.network, inputs))
         lr = self.lr_at(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["scale"](step / self.total)
@@ -345,6 +345,11 @@ class _Head(nn.Module):
         return self.head(features)
 
 
+def _images(network: nn.Module, inputs: Any) -> Any:
+    """What the network sees, for its task to look at; None where it gets features in its place."""
+    return None if isinstance(network, _Head) else inputs
+
+
 def _backbone_is_frozen(model: Tuned) -> bool:
     return not any(p.requires_grad for p in model.backbone.parameters())
 
@@ -395,7 +400,7 @@ def _scores(model: nn.Module, data: Any, batch_size: int, task: Task | None) -> 
         for inputs, target in batches(data, batch_size):
             answers.append(_answer(model, to_device(inputs, device)))
             task = task or _classification(model, answers[-1])
-            targets.append(to_device(task.check(target), device))
+            targets.append(to_device(task.check(target, _images(model, inputs)), device))
         assert task is not None
         whole_answer, expected = joined(answers), joined(targets)
         if isinstance(whole_answer, Tensor) and whole_answer.isnan().any():
@@ -466,7 +471,7 @@ def extract_features(model: Tuned, data: Any, batch_size: int = 200) -> Features
     device = device_of(model)
     with evaluating(model):
         parts = [
-            (model.features(inputs.to(device)), model.task.check(targets))
+            (model.features(inputs.to(device)), model.task.check(targets, inputs))
             for inputs, targets in batches(data, batch_size)
         ]
     return Features(joined([f for f, _ in parts]), joined([y for _, y in parts]))

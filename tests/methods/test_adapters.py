@@ -17,6 +17,7 @@ from vtlite.methods.adapter.mix.fpet import SizedAttention, Sizes
 from vtlite.methods.adapter.parallel.convpass import Bypass
 from vtlite.methods.adapter.places import Places, passing
 from vtlite.methods.adapter.sequential.mona import MonaAdapter
+from vtlite.task import Classification, Segmentation, Several
 
 
 def bottlenecks(model: Any) -> Any:
@@ -416,11 +417,16 @@ def test_vqt_keeps_the_images_tokens_out_of_the_graph() -> None:
     assert all(p.grad is not None for p in model.backbone.queries.parameters())
 
 
-def test_vqt_refuses_what_asks_about_places() -> None:
-    task = vt.load_task("emoji-masks")
-    model = vt.tune(vt.load_backbone("vtlite-tiny"), "vqt", task)
-    with pytest.raises(vt.VTError, match="asks about places"):
-        model(task.train[0][0][None])
+@pytest.mark.parametrize("name", ["vqt", "fpet"])
+def test_what_forgets_places_refuses_a_task_that_asks_about_them(name: str) -> None:
+    masks: Any = Segmentation("masks", ("no", "yes"))
+    for task in (
+        masks,
+        Several("both", parts={"what": Classification("what", ("a", "b")), "where": masks}),
+    ):
+        sentence = f"{name}: expected a task that asks about whole images, .*{type(task).__name__}"
+        with pytest.raises(vt.VTError, match=sentence):
+            vt.tune(make_tiny(), name, task)
 
 
 def test_fpet_merges_one_colour_of_a_checkerboard_into_the_other() -> None:

@@ -60,6 +60,15 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("fpet", {"bottleneck": 8}, 160_960),
     ("vqt", {}, 930_816),  # 12 * 768, and a head of 12 * 768 more inputs for 100 classes
     ("vqt", {"num_queries": 2}, 1_861_632),
+    # offsets 18,432; layers of the prefixes 7,391,616; 49,216; 100 prefixes of 768; and a head of
+    # 768 * 768 and 100 prototypes in the place of a linear one
+    ("ett", {}, 8_202_688 - 76_900),
+    (
+        "polyhistor",
+        {},
+        405_200,
+    ),  # the sheet's: up and down 106,080, biases 53,040, norms 99,840, ...
+    ("polyhistor", {"rank": 4}, 723_440),  # three more of 65 * 2 * (768 + 48)
     ("lora", {}, 294_912),  # 12 * 2 * 2 * 768 * 8: V-PETL Bench prints 0.29 M
     ("lora", {"rank": 4}, 147_456),
     ("lora", {"rank": 8, "targets": "qkv"}, 442_368),
@@ -137,6 +146,9 @@ PUBLISHED_CLIP: list[tuple[str, dict[str, Any], int]] = [
     ("dualcoop", {}, 16_384),  # 2 * 16 * 512
     ("dualcoop", {"per_class": True}, 1_638_400),
     ("sgva_clip", {}, 2_361_345),  # 2 * 768 * 1536, 4 * 512 and 1
+    # of both towers: 3,559,680 and 1,586,688; norms 38,400 and 25,600; the projection 393,216
+    ("vl_adapter", {"norms": False, "projection": False}, 5_146_368),
+    ("vl_adapter", {}, 5_603_584),
 ]
 
 

@@ -57,6 +57,8 @@ REFUSED = {
         "vit_adapter",
         "st_adapter",
         "aim",
+        "ett",
+        "polyhistor",
         "block_expansion",
     },
     "swin": {
@@ -74,6 +76,7 @@ REFUSED = {
         "fpet",
         "vit_adapter",
         "aim",
+        "ett",
         *CNNS,
     },
     "hybrid": {"dp_bitfit", *CNNS},

@@ -13,6 +13,7 @@ from vtlite.backbones.base import about
 from vtlite.backbones.stages import stages
 from vtlite.method import Backbone
 from vtlite.storage import VTError
+from vtlite.task import Several, Task
 
 
 @torch.no_grad()  # so a frozen backbone keeps nothing for a backward pass
@@ -28,6 +29,17 @@ def passing(backbone: Backbone, images: Tensor) -> tuple[Tensor, list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def expect_whole(method: str, task: Task, why: str) -> None:
+    """Raise `VTError` for a task that asks about the places of an image; `why` says what comes of
+    them."""
+    parts = task.parts.values() if isinstance(task, Several) else (task,)
+    if any(part.asks_about_places for part in parts):
+        raise VTError(
+            f"{method}: expected a task that asks about whole images, found a {type(task).__name__} "
+            f"that asks about places, {why}; choose another method"
+        )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtlite.backbones.clip import CLIP, ImageTower
@@ -11,6 +12,27 @@ from vtlite.method import Method, Predictor, short
 from vtlite.storage import VTError
 from vtlite.task import Classification, Task
 from vtlite.zero_shot import class_features
+
+
+class TextHead(nn.Module):
+    """Features [B, E] -> logits [B, C]: the cosine with each class's text, which the tower reads
+    anew each time, as it changes."""
+
+    tokens: Tensor
+    scale: Tensor
+
+    def __init__(self, clip: CLIP, classes: tuple[str, ...], template: str) -> None:
+        super().__init__()
+        self.tower, self.projection = clip.text, clip.text_projection
+        tokens = clip.tokenize([template.replace("{}", name) for name in classes])
+        used = int(tokens.argmax(-1).max()) + 1  # behind the last end nothing is read
+        self.register_buffer("tokens", tokens[:, :used], persistent=False)
+        self.register_buffer("scale", clip.logit_scale.exp().detach(), persistent=False)
+
+    def forward(self, f: Tensor) -> Tensor:
+        texts = self.tower(self.tower.token_embedding(self.tokens), self.tokens.argmax(-1))
+        texts = F.normalize(texts @ self.projection, dim=-1)
+        return self.scale * F.normalize(f, dim=-1) @ texts.T
 
 
 def named_classes(clip: CLIP, task: Task, method: Method, template: str) -> Tensor:

@@ -14,9 +14,10 @@ from vtlite.backbones.stages import attention_blocks, stage_names
 from vtlite.method import Backbone
 from vtlite.methods.adapter.bottleneck import Bottleneck
 from vtlite.methods.adapter.parallel.adaptformer import AdaptFormer
-from vtlite.methods.adapter.places import Places
+from vtlite.methods.adapter.places import Places, expect_whole
 from vtlite.methods.prompt.vision.vpt_deep import known
 from vtlite.storage import VTError
+from vtlite.task import Task
 
 
 class Sizes:
@@ -134,6 +135,10 @@ class FPET(AdaptFormer):
         super().__post_init__()
         self.expect(0 <= self.at < 1, "at", "in [0, 1)")
         self.expect(self.refinement >= 1, "refinement", "an integer of at least 1")
+
+    def build(self, backbone: Backbone, task: Task) -> nn.Module:
+        expect_whole("fpet", task, "half of which it merges")
+        return super().build(backbone, task)
 
     def attach(self, backbone: Backbone) -> None:
         blocks = attention_blocks(backbone, "fpet", ("norm2", "mlp.fc2"), plain=True)

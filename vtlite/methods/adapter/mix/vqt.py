@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from vtlite.backbones.base import VisionBackbone, about
 from vtlite.backbones.stages import attention_blocks, patch_weight, stage_names
 from vtlite.method import HIGH_LRS, Backbone, Method
-from vtlite.methods.adapter.places import passing
+from vtlite.methods.adapter.places import expect_whole, passing
 from vtlite.methods.prompt.vision.vpt_deep import known
 from vtlite.storage import VTError
+from vtlite.task import Task
 
 
 class Queries(nn.Module):
@@ -77,8 +78,8 @@ class Queried(VisionBackbone):
 
     def feature_maps(self, images: Tensor) -> Tensor:
         raise VTError(
-            "vqt: expected a task that asks about whole images, found one that asks about places, "
-            "which its queries forget; choose another method"
+            "vqt: expected a question about whole images, found one about places, which its "
+            "queries forget; ask the frozen backbone, model.backbone.base"
         )
 
 
@@ -108,6 +109,10 @@ class VQT(Method):
     def __post_init__(self) -> None:
         self.expect(self.num_queries >= 1, "num_queries", "an integer of at least 1")
         self.expect(0 <= self.dropout < 1, "dropout", "in [0, 1)")
+
+    def build(self, backbone: Backbone, task: Task) -> nn.Module:
+        expect_whole("vqt", task, "which its queries forget")
+        return super().build(backbone, task)
 
     def attach(self, backbone: Backbone) -> nn.Module:
         blocks = attention_blocks(backbone, "vqt", plain=True)

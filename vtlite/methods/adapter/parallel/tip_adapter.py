@@ -116,14 +116,13 @@ class TipAdapter(Method):
         size = image_size(data)
         views = v2.Compose([v2.RandomResizedCrop(size, (0.5, 1.0)), v2.RandomHorizontalFlip()])
         kept = [0] * model.task.num_classes
-        for image, label in data:
-            place = kept[int(label)]
+        for image, target in data:
+            label = int(model.task.check(torch.as_tensor(target)[None]))
+            place = kept[label]
             if place < self.shots:
                 many = [image] if self.views == 1 else [views(image) for _ in range(self.views)]
-                cache.put(
-                    model.features(torch.stack(many).to(cache.keys.device)), int(label), place
-                )
-                kept[int(label)] += 1
+                cache.put(model.features(torch.stack(many).to(cache.keys.device)), label, place)
+                kept[label] += 1
 
     @torch.no_grad()
     def choose(self, model: Tuned, data: Any) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.backbones.clip import CLIP, ImageTower
+from vtlite.backbones.clip import ImageTower
 from vtlite.method import Method, Predictor
+from vtlite.methods.adapter.two_towers import TextHead
 from vtlite.methods.parameter.updates import qkv_groups
 from vtlite.methods.parameter.weight.lora import LoRALinear
-from vtlite.methods.prompt.contexts import class_names, temperature
+from vtlite.methods.prompt.contexts import class_names
 from vtlite.task import Task
 
 
@@ -35,26 +36,6 @@ class DroppedLoRALinear(LoRALinear):
             B = self.lora_B.chunk(len(self.starts))[group]
             y[..., start : start + self.rows].add_(self.scale * (seen[group] @ A.T) @ B.T)
         return y
-
-
-class NamedHead(nn.Module):
-    """Image features [B, E] -> logits [B, C]: the cosine with the texts of all classes, which the
-    text tower reads anew, as it changes."""
-
-    tokens: Tensor
-    scale: Tensor
-
-    def __init__(self, clip: CLIP, texts: list[str]) -> None:
-        super().__init__()
-        self.tower, self.projection = clip.text, clip.text_projection
-        tokens = clip.tokenize(texts)
-        self.register_buffer("tokens", tokens[:, : int(tokens.argmax(-1).max()) + 1], False)
-        self.register_buffer("scale", temperature(clip), persistent=False)
-
-    def forward(self, f: Tensor) -> Tensor:
-        embedded = self.tower.token_embedding(self.tokens)
-        g = F.normalize(self.tower(embedded, self.tokens.argmax(-1)) @ self.projection, dim=-1)
-        return self.scale * F.normalize(f, dim=-1) @ g.T
 
 
 @dataclass
@@ -94,5 +75,4 @@ class CLIPLoRA(Method):
         for block in (*clip.visual.blocks, *clip.text.blocks):
             qkv, scale = block.attn.qkv, self.alpha / math.sqrt(self.rank)
             block.attn.qkv = DroppedLoRALinear(qkv, self.rank, scale, self.targets, self.dropout)
-        texts = [self.template.replace("{}", name) for name in names]
-        return Predictor(ImageTower(clip), NamedHead(clip, texts), task)
+        return Predictor(ImageTower(clip), TextHead(clip, names, self.template), task)
