@@ -321,7 +321,11 @@ def load_delta(model: Tuned | Backbone, path: str | Path) -> Tuned:
                 f"{path} was made with {what} {found}, but this model has {expected}; "
                 "tune the same backbone the same way first"
             )
-    state = trained_state(model)
+    fresh = model
+    if hasattr(model.network, "shape_like"):  # a search has chosen its shape
+        fresh = copy.deepcopy(model)
+        fresh.network.shape_like(tensors)
+    state = trained_state(fresh)
     for name in sorted(state.keys() | tensors.keys()):
         here, there = (
             f"{t.dtype} {list(t.shape)}" if t is not None else "nothing"
@@ -338,6 +342,7 @@ def load_delta(model: Tuned | Backbone, path: str | Path) -> Tuned:
     except BaseException:  # an interruption
         _copy(before, state)
         raise
+    model.network = fresh.network
     return model.train(model.training)  # a network that keeps values of its old tensors drops them
 
 

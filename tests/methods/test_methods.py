@@ -113,6 +113,10 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("net2wider", {}, 142_458_624),  # and 12 * (2 * 3072 * 768 + 3072)
     ("net2deeper", {}, 128_325_888),  # and 6 blocks of 7,087,872
     ("block_expansion", {}, 21_263_616),  # 3 of them
+    ("nash", {}, 85_798_656),  # before it has grown; so all that search
+    ("eas", {}, 85_798_656),
+    ("path_level_eas", {}, 85_798_656),
+    ("n2n", {}, 85_798_656),
     ("kd", {}, 43_271_424),  # 6 blocks of 7,087,872, embeddings 742,656, norm 1,536
 ]
 # The same on ResNet-50, for what changes 3x3 convolutions.

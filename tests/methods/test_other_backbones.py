@@ -64,6 +64,10 @@ REFUSED = {
     "swin": {
         "block_expansion",
         "net2deeper",
+        "nash",
+        "eas",
+        "path_level_eas",
+        "n2n",
         "vpt_deep",
         "fact_tt",
         "fact_tk",
@@ -82,7 +86,8 @@ REFUSED = {
     "hybrid": {"dp_bitfit", *CNNS},
     "deit": {*CNNS},
 }
-DEEPER = ("block_expansion", "net2deeper")  # than the backbone: they have names of their own
+# They grow into a network with names of its own.
+GROW = ("block_expansion", "net2deeper", "nash", "eas", "path_level_eas", "n2n")
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
@@ -117,7 +122,7 @@ def test_works_whole_or_refuses_in_a_sentence(kind: str, key: str, tmp_path: Pat
         plain: Any = vt.merge(model)
         assert type(plain) is type(backbone)
         torch.testing.assert_close(plain.eval()(images), out, atol=1e-5, rtol=1e-5)
-        assert name in DEEPER or set(plain.state_dict()) - set(before) <= {
+        assert name in GROW or set(plain.state_dict()) - set(before) <= {
             k for k in plain.state_dict() if k.startswith(("head.", "head_dist.", "fc."))
         }
 

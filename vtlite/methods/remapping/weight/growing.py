@@ -122,15 +122,71 @@ class Deeper(nn.Sequential):
         # the mean is 0 and the variance 1 so far: undo what is added to it
         nn.init.constant_(norm.weight, (1 + norm.eps) ** 0.5)
         super().__init__(conv, norm, nn.ReLU(), reader)
+        self.train(reader.training)
+        self.seen = False  # any images
 
     @torch.no_grad()
     def see(self, mean: Tensor, var: Tensor) -> None:
         """Take the statistics of what passes, and undo them: the identity in training as well."""
         norm: Any = self[1]
+        self.seen = True
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(var)
         norm.bias.copy_(mean)
         norm.weight.copy_((var + norm.eps).sqrt())
+
+
+class Branches(nn.Module):
+    """Several layers on one input: their outputs weighed and added, or one beside the other."""
+
+    def __init__(self, branches: list[nn.Module], shares: tuple[float, ...], dim: int) -> None:
+        super().__init__()
+        self.branches, self.shares, self.dim = nn.ModuleList(branches), shares, dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = [branch(x) for branch in self.branches]
+        if not self.shares:
+            return torch.cat(outputs, dim=self.dim)
+        weighed = [share * y for share, y in zip(self.shares, outputs, strict=True)]
+        return torch.stack(weighed).sum(0)
+
+
+def branched(layer: Any, concatenated: bool) -> Branches:
+    """An MLP or a convolution as two branches that give what it gave: both of them copies whose mean
+    is taken, or each a copy that makes half of the output channels. The second branch has grown, so
+    that the two can part: a wider MLP, a convolution that reaches farther."""
+    pair = [copy.deepcopy(layer), copy.deepcopy(layer)]
+    conv = isinstance(layer, nn.Conv2d)
+    if concatenated:
+        for branch, last in ((b, b if conv else b.fc2) for b in pair):
+            half, first = len(last.weight) // 2, branch is pair[0]
+            for name, tensor in list(last.named_parameters()):
+                _set(last, name, tensor[:half] if first else tensor[half:])
+            setattr(last, "out_channels" if conv else "out_features", len(last.weight))
+    if conv:
+        _reach_farther(pair[1])
+    else:
+        inner = Inner(pair[1], "fc1", "", "fc2")
+        widen(inner, *copies(inner.width, inner.width * 3 // 2, spread=0.5))
+    return Branches(pair, () if concatenated else (0.5, 0.5), 1 if conv else -1)
+
+
+def _reach_farther(conv: nn.Conv2d) -> None:
+    """A kernel with a ring of zeros around it: the same convolution, until they learn."""
+    _set(conv, "weight", nn.functional.pad(conv.weight, (1, 1, 1, 1)))
+    rings: Any = conv
+    rings.kernel_size = tuple(k + 2 for k in rings.kernel_size)
+    rings.padding = tuple(p + d for p, d in zip(rings.padding, rings.dilation, strict=True))
+
+
+def narrow(inner: Inner, wanted: int) -> None:
+    """Keep the `wanted` units of a width whose weights are the largest, by the sum of their
+    values."""
+    producer, consumer = inner.layers()
+    sizes = producer.weight.detach().flatten(1).abs().sum(1)
+    sizes = sizes * consumer.weight.detach().abs().transpose(0, 1).flatten(1).sum(1)
+    kept = sizes.argsort(descending=True)[:wanted].sort().values
+    widen(inner, kept, torch.ones(wanted))
 
 
 @torch.no_grad()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch.utils.data import DataLoader
-
+from vtlite.data.items import batches
 from vtlite.method import LOW_LRS, Backbone, Method, Train, Tuned
 from vtlite.methods.remapping.weight.growing import (
     Deeper,
@@ -50,6 +49,6 @@ class Net2Deeper(Method):
     def fit(self, model: Tuned, task: Task, train: Train) -> None:
         deeper = [module for module in model.modules() if isinstance(module, Deeper)]
         if deeper:
-            images = (batch[0] for batch in DataLoader(task.train, 100))
+            images = (batch[0] for batch in batches(task.train, 100))
             train.once(model, lambda: see_data(model, deeper, images))
         train(model, task.train)
