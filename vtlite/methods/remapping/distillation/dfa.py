@@ -62,13 +62,13 @@ class DFA(Distillation):
 
     F_i [B, D, h, w] are the maps of the teacher's layers up to the depth of the student's layer g,
     after those of the layer before, and P 1x1 convolutions to its width. What is easy to learn pulls
-    alpha to one side, what answers the question when the rest of the student goes on from it to the
-    other. Then alpha and P stay, and the student starts anew on all images. Guan et al.,
-    "Differentiable Feature Aggregation Search for Knowledge Distillation", ECCV 2020, arXiv
-    2008.00506; no official repository. Half of ViT-B/16: 43,271,424 parameters. Of the paper the
-    abstract was read: two stages after DARTS, and a bridge loss of two paths against each other; the
-    formulas above are one way to do that. alpha takes plain steps down its gradient, where DARTS
-    has Adam, so that a search that was stopped goes on exactly.
+    alpha to one side; what answers the question, when the rest of the student goes on from it alone,
+    to the other (the mean of A_g is then the class token). Then alpha and P stay, and the student
+    starts anew on all images. Guan et al., "Differentiable Feature Aggregation Search for Knowledge
+    Distillation", ECCV 2020, arXiv 2008.00506; no official repository. Half of ViT-B/16: 43,271,424
+    parameters. Of the paper only the abstract was read: two stages after DARTS, and a bridge loss of
+    two paths against each other; the formulas above are one way to do that. alpha takes plain steps
+    down its gradient, where DARTS has Adam, so that a search that was stopped goes on exactly.
     """
 
     search_epochs: int = 5  # before those that `fit` is asked for
@@ -98,6 +98,11 @@ class DFA(Distillation):
         self.groups_of(student)
 
     def teach(self, model: Tuned, task: Task, train: Train) -> None:
+        if len(task.train) < 2:
+            raise VTError(
+                "dfa: expected at least two training images, one to search on and one to train on, "
+                "found one; use fitnet"
+            )
         student = model.network
         start = {name: tensor.clone() for name, tensor in student.state_dict().items()}
         with evaluating(model):

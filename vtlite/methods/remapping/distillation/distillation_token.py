@@ -119,6 +119,11 @@ class DistillationToken(Distillation):
 
     def network(self, small: Backbone, task: Task, source: Backbone) -> Student:
         expect_classes("distillation_token", task)
+        if not task.is_classifier:
+            raise VTError(
+                "distillation_token: expected a classification of images, found a "
+                f"{type(task).__name__}; use kd"
+            )
         attention_blocks(small, "distillation_token", plain=True)
         return TwoTokens(with_token(small).requires_grad_(True), task, source)
 

@@ -53,7 +53,8 @@ class FitNet(Distillation):
 
     def pairs(self, student: Student) -> list[tuple[int, int]]:
         middle = ((len(stages(student.backbone)) + 1) // 2,)
-        return matched(self, student, self.layers or middle, self.teacher_layers)
+        layers = middle if self.layers is None else self.layers
+        return matched(self, student, layers, self.teacher_layers)
 
     def accept(self, student: Student, task: Task) -> None:
         self.pairs(student)

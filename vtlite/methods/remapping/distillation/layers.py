@@ -79,9 +79,13 @@ def look(
 
 
 def _replaced(x: Tensor, maps: Tensor, places: Places, last: bool) -> Tensor:
-    """Tokens [B, N, C] or a map, with other maps [B, C, h, w] at their places."""
+    """Tokens [B, N, C] or a map, made of other maps [B, C, h, w] alone; their mean is the token
+    that has no place."""
     if x.ndim == 3:
-        return torch.cat([x[:, : places.prefix], maps.flatten(2).mT], 1)
+        patches = maps.flatten(2).mT
+        return torch.cat(
+            [patches.mean(1, keepdim=True).expand_as(x[:, : places.prefix]), patches], 1
+        )
     return maps.permute(0, 2, 3, 1) if last else maps
 
 
