@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 from vtlite.data.items import batches
 from vtlite.method import Train, Tuned
 from vtlite.methods.remapping.distillation.layers import look, matched
-from vtlite.methods.remapping.distillation.teaching import Distillation, Student, some
+from vtlite.methods.remapping.distillation.teaching import Distillation, Student, some_inputs
 from vtlite.storage import VTError
 from vtlite.task import Task
 from vtlite.training import to_device
@@ -106,7 +106,7 @@ class DFA(Distillation):
         student = model.network
         start = {name: tensor.clone() for name, tensor in student.state_dict().items()}
         with evaluating(model):
-            inputs = some(model, task)[0]
+            inputs = some_inputs(model, task)
             (_, found), (_, wanted) = (look(n, inputs) for n in (student, student.teacher.network))
         mixture = Mixture(self.groups_of(student), found, wanted)
         student.connectors = mixture.to(next(model.parameters()))

@@ -13,7 +13,7 @@ from vtlite.backbones.base import about, channel_dim, features, is_norm
 from vtlite.backbones.stages import has_part, stages
 from vtlite.method import Backbone, Predictor, Tuned, short
 from vtlite.methods.adapter.places import Places
-from vtlite.methods.remapping.distillation.teaching import Distillation, Student, some
+from vtlite.methods.remapping.distillation.teaching import Distillation, Student, some_inputs
 from vtlite.storage import VTError
 from vtlite.task import Task
 from vtlite.tuning import evaluating
@@ -140,7 +140,7 @@ def connectors(
 ) -> nn.ModuleList:
     """For each pair of layers a 1x1 convolution from the student's width to the teacher's, with
     batch norm if asked for."""
-    student, inputs = model.network, some(model, task)[0]
+    student, inputs = model.network, some_inputs(model, task)
     with evaluating(model):
         (_, ours), (_, theirs) = (
             look(network, inputs, part) for network in (student, student.teacher.network)

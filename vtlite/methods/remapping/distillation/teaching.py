@@ -132,8 +132,8 @@ class Distillation(Method, shared=True):
         """Raise `VTError` for a teacher that sees other images or answers another question, and
         warn of one that is the smaller of the two."""
         name, teacher = short(self.key), model.network.teacher.network
-        inputs = some(model, task)[0]
-        with evaluating(model), torch.no_grad():
+        inputs = some_inputs(model, task)
+        with evaluating(model):
             own = model(inputs)
             try:
                 answers = teacher(inputs)
@@ -145,16 +145,14 @@ class Distillation(Method, shared=True):
                     "that takes images of this size"
                 ) from error
         if not isinstance(answers, Tensor) or answers.shape != own.shape:
-            found = list(answers.shape) if isinstance(answers, Tensor) else []
-            classes = len(found) > 1 and found[1] != own.shape[1]
+            is_tensor = isinstance(answers, Tensor)
+            found: Any = list(answers.shape) if is_tensor else type(answers).__name__
+            wanted: Any = list(own.shape)
+            if is_tensor and len(found) > 1 and found[1] != wanted[1]:
+                wanted, found = f"{wanted[1]} classes", found[1]
             raise VTError(
-                f"{name}: expected a teacher that answers as the student does, with "
-                + (
-                    f"{own.shape[1]} classes, found {found[1]}"
-                    if classes
-                    else f"{list(own.shape)}, found {found or type(answers).__name__}"
-                )
-                + "; tune it for this task"
+                f"{name}: expected a teacher that answers as the student does, with {wanted}, "
+                f"found {found}; tune it for this task"
             )
         ours, theirs = (sum(p.numel() for p in m.parameters()) for m in (model, teacher))
         if ours > theirs:
@@ -170,10 +168,10 @@ class Distillation(Method, shared=True):
         return self.taught(model, inputs, targets)
 
 
-def some(model: Tuned, task: Task) -> Any:
-    """Two inputs of the training data, and their targets, where the model is."""
-    inputs, targets = next(iter(batches(as_items(task.train, "training"), 2)))
-    return inputs.to(next(model.parameters()).device), targets
+def some_inputs(model: Tuned, task: Task) -> Tensor:
+    """Two of the training data, where the model is."""
+    inputs, _ = next(iter(batches(as_items(task.train, "training"), 2)))
+    return inputs.to(next(model.parameters()).device)
 
 
 @torch.no_grad()
