@@ -43,7 +43,7 @@ class FitNet(Distillation):
     layers: tuple[int, ...] | None = None  # of the student, from 1; the one in the middle
     teacher_layers: tuple[int, ...] | None = None  # one for each; that as deep, if not given
     temperature: float = 4.0
-    weight: float = 0.9  # of the teacher's answer against the label's
+    weight: float = 0.5  # of the teacher's answer against the label's
 
     def __post_init__(self) -> None:
         super().__post_init__()
