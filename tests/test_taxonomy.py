@@ -63,7 +63,10 @@ SURVEY = {
     ),
     "parameter/both": ("SSF|GPS|SPT", ""),
     "remapping/distillation": (
-        "KD|FitNet|Attention transfer|Activation boundaries|Normalised KD|DFA|DKD|RKD",
+        (
+            "KD|FitNet|Attention transfer|Activation boundaries|Normalised KD|DFA|DKD|RKD"
+            "|Distillation token"
+        ),
         "Student|AdaIN",
     ),
     "remapping/weight": ("Net2Wider|Net2Deeper|Block expansion|EAS|N2N|NASH|Path-level EAS", ""),
@@ -85,7 +88,7 @@ EXTRA = {
     ),
     *("Houlsby adapter", "Pfeiffer adapter", "Residual adapter (parallel)"),
     *("DoRA", "VeRA", "GPS", "SPT"),
-    *("Attention transfer", "DKD", "RKD"),
+    *("Attention transfer", "DKD", "RKD", "Distillation token"),
     *("TDA", "PromptKD", "CLIP-LoRA", "Block expansion"),
 }
 KEYS = [system.key for system in SYSTEMS if system.key]

@@ -140,7 +140,9 @@ class Method:
     # The embedded network that the benchmark measures it on.
     measured_on: ClassVar[str] = "vtlite-tiny"
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, shared: bool = False) -> None:
+        if shared:  # what several methods have in common, and no method by itself
+            return
         if "key" not in cls.__dict__:
             place = cls.__module__.removeprefix("vtlite.methods.").replace(".", "/")
             name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()

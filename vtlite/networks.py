@@ -128,7 +128,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fact_tk": {"rank": 4},
     "fact_tt": {"rank": 4},
     "kadaptation": {"n": 4},
-    "kd": {"teacher_method": "linear", "teacher_epochs": 1},
+    **{
+        short(key): {"teacher_method": "linear", "teacher_epochs": 1}
+        for key in METHODS
+        if key.startswith("remapping/distillation/")
+    },
     "lora": {"rank": 2},
     "lst": {"reduction": 2},
     "phm_adapter": {"n": 4, "bottleneck": 8},

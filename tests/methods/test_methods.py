@@ -118,6 +118,20 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("path_level_eas", {}, 85_798_656),
     ("n2n", {}, 85_798_656),
     ("kd", {}, 43_271_424),  # 6 blocks of 7,087,872, embeddings 742,656, norm 1,536
+    *(
+        (name, {}, 43_271_424)  # the same student: what connects it to its teacher is no part of it
+        for name in (
+            "fitnet",
+            "attention_transfer",
+            "activation_boundaries",
+            "normalized_kd",
+            "dfa",
+            "dkd",
+            "rkd",
+        )
+    ),
+    # a token and a position of 768, and a second head of 76,900
+    ("distillation_token", {}, 43_349_860),
 ]
 # The same on ResNet-50, for what changes 3x3 convolutions.
 PUBLISHED_RESNET50: list[tuple[str, dict[str, Any], int]] = [

@@ -11,7 +11,7 @@ import torch
 import vtlite as vt
 from tests.backbones.test_families import MAKERS, shaken
 from tests.methods.checks import CLASSES, CNNS, SMALL, batch
-from vtlite.method import find_method
+from vtlite.method import find_method, short
 
 BACKBONES = {
     "resnet": MAKERS["resnet"],
@@ -26,6 +26,8 @@ BACKBONES = {
         window_size=4,
     ),
 }
+# What makes a student of a ViT's blocks, if none is given.
+DISTILLATION = tuple(short(key) for key in vt.METHODS if key.startswith("remapping/distillation/"))
 REFUSED = {
     "resnet": {
         "vpt_deep",
@@ -39,7 +41,7 @@ REFUSED = {
         "adapterbias",
         "side_tuning",
         "dp_bitfit",
-        "kd",
+        *DISTILLATION,
         "krona",
         "kadaptation",
         "phm_adapter",
@@ -72,7 +74,7 @@ REFUSED = {
         "fact_tt",
         "fact_tk",
         "aurora",
-        "kd",
+        *DISTILLATION,
         "side_tuning",
         "lst",
         "dtl",

@@ -16,7 +16,7 @@ from vtlite.method import Method, Predictor, Train, Tuned, find_method
 from vtlite.methods.prompt.both_towers import put_into_images
 from vtlite.methods.prompt.contexts import PromptedHead, class_names, temperature
 from vtlite.methods.prompt.vision_language.maple import Coupling
-from vtlite.methods.remapping.distillation.kd import Fixed
+from vtlite.methods.remapping.distillation.teaching import Fixed
 from vtlite.ops.kd_loss import kd_loss
 from vtlite.storage import VTError
 from vtlite.task import Task

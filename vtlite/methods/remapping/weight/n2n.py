@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli
 
 from vtlite.method import LOW_LRS, Backbone, Method, Train, Tuned
-from vtlite.methods.remapping.distillation.kd import Fixed
+from vtlite.methods.remapping.distillation.teaching import Fixed
 from vtlite.methods.remapping.weight.controller import Controller, Sampled, search
 from vtlite.methods.remapping.weight.steps import (
     NARROWER,

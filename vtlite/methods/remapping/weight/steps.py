@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 from vtlite.backbones.stages import attention_blocks, stages
 from vtlite.data.items import batches
 from vtlite.method import Backbone, Predictor, Train, Tuned
-from vtlite.methods.remapping.distillation.kd import Fixed
+from vtlite.methods.remapping.distillation.teaching import Fixed
 from vtlite.methods.remapping.weight.growing import (
     Deeper,
     Inner,
