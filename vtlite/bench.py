@@ -31,7 +31,7 @@ from vtlite.accounting import (
     step_ratio,
     without_method,
 )
-from vtlite.backbones import create_backbone, load_backbone
+from vtlite.backbones import create_backbone, load_backbone, load_clip
 from vtlite.data.images import ImageDataset, joined
 from vtlite.data.tasks import load_task
 from vtlite.method import Backbone, Tuned, count_parameters, short
@@ -40,6 +40,7 @@ from vtlite.storage import VTError, atomic_write, unknown
 from vtlite.task import Task
 from vtlite.training import Diverged, evaluate, fit
 from vtlite.tuning import tune
+from vtlite.zero_shot import ZeroShot
 
 BENCHED = ("fashion", "digits", "twemoji", "shapes-location", "shapes-count")  # classifications
 SEEDS = (0, 1, 2)
@@ -52,7 +53,8 @@ class Entry:
     differs from the method's own settings for a small backbone and its own learning rates."""
 
     method: str
-    weights: str = "vtlite-tiny"  # "random": the same, untrained; "pixels": no backbone at all
+    # "random": the same, untrained; "pixels": no backbone at all; "words": no training at all
+    weights: str = "vtlite-tiny"
     lrs: tuple[float, ...] = ()  # to choose from; the method's own if none are given
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -69,6 +71,7 @@ ENTRIES = {
     "pixels + linear": Entry("linear", "pixels", (1e-4, 1e-3, 1e-2, 1e-1, 1.0)),
     "random backbone + linear": Entry("linear", "random"),
     "from scratch": Entry("full", "random"),
+    "zero-shot": Entry("linear", "words", (1.0,)),  # and no learning rate
     **{short(key): Entry(short(key), cls.measured_on) for key, cls in METHODS.items()},
     "adaptformer, bottleneck 48": Entry("adaptformer", settings={"bottleneck": 48}),
     "lora, rank 16 on q, k, v": Entry("lora", settings={"rank": 16, "targets": "qkv"}),
@@ -92,6 +95,14 @@ STUDIES = {
         ("full", "linear", "adaptformer", "lora", "mona", "convpass", "vit_adapter"),
     ),
     "motion": Study(("emoji-motion",), ("full", "linear", "aim", "st_adapter")),
+    "few-shot": Study(
+        tuple(f"twemoji-subgroups:{k}-shot" for k in (1, 2, 4, 8, 16)),
+        (
+            *("zero-shot", "linear", "clip_adapter", "tip_adapter", "coop", "cocoop", "prograd"),
+            *("plot", "lasp", "sgva_clip", "maple", "upt", "clip_lora"),
+        ),
+        epochs=50,
+    ),
 }
 
 
@@ -112,6 +123,9 @@ def run_cell(
         train, held_out = train if few else joined([train, held_out]), task.test
     if entry.weights == "pixels":
         score, trainable = _pixels(train, held_out, task, lr)
+    elif entry.weights == "words":
+        named = ZeroShot(load_clip(), task.classes, "an emoji of {}")
+        score, trainable = evaluate(named, held_out, task=task)[task.metric], 0
     else:
         model = entry.tuned(task, seed)
         try:
