@@ -196,7 +196,8 @@ def _failure(backbone: Any, model: Tuned) -> str:
             return f"failed: starts {far:.1e} away from the backbone"
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     fit(model, TensorDataset(images, labels), epochs=1, batch_size=3, lr=1e-2, progress=False)
-    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    now = dict(model.named_parameters())  # a search may have found a network with other ones
+    moved = {n for n, p in now.items() if n not in before or not torch.equal(p, before[n])}
     trains = {n for n, p in model.named_parameters() if p.requires_grad}
     if moved - trains or not moved:
         return f"failed: moved {sorted(moved - trains) or 'nothing'}"

@@ -75,6 +75,8 @@ def places(backbone: Backbone, kind: int) -> list[Any]:
     if kind in (WIDER, NARROWER):
         return inner_widths(backbone, "a step")
     if kind == DEEPER:
+        if getattr(backbone, "rope_mixed", False):  # each block has a rotation of its own
+            return []
         return residual_blocks(backbone) or [b for b in block_list(backbone) if whole(b)]
     if kind == SHORTER:
         return removable(backbone)
