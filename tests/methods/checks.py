@@ -51,7 +51,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "spt": {"budget": 0.1, "rank": 2},
     "vera": {"rank": 16},
     "vit_adapter": {"prior_width": 4, "interactions": 2, "heads": 3},
+    "evp": {"reduction": 4},
+    "pgn": {"num_prompts": 3, "library": 5},
+    "vp": {"width": 4, "image_size": 32},
+    "vfpt": {"num_prompts": 4},
     "vpt_deep": {"num_prompts": 3},
+    "vpt_shallow": {"num_prompts": 3},
 }
 # How features are to be pooled for all that trains to be read.
 READ: dict[str, dict[str, Any]] = {

@@ -31,6 +31,13 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("wise_ft", {}, 85_798_656),
     ("vpt_deep", {"num_prompts": 50}, 460_800),  # 12 blocks * 50 * 768
     ("vpt_deep", {"num_prompts": 10}, 92_160),
+    ("vpt_shallow", {"num_prompts": 50}, 38_400),
+    ("vfpt", {"num_prompts": 50}, 460_800),
+    ("vp", {}, 69_840),  # 12 * 30 * (224 - 30)
+    ("vp", {"place": "fixed"}, 2_700),
+    ("evp", {}, 63_312),  # 2 * 24 * 768 + 768 + 24, 12 * (24 * 24 + 24), 24 * (3 * 256 + 1)
+    ("evp", {"reduction": 4}, 888_192),
+    ("pgn", {}, 1_032_304),  # 307,312; 129 * 16 * 256; 256 * 768
     ("adaptformer", {}, 1_189_632),  # 12 * (2 * 768 * 64 + 64 + 768)
     ("adaptformer", {"bottleneck": 8}, 156_768),
     ("pfeiffer", {}, 156_768),

@@ -29,6 +29,10 @@ BACKBONES = {
 REFUSED = {
     "resnet": {
         "vpt_deep",
+        "vpt_shallow",
+        "vfpt",
+        "evp",
+        "pgn",
         "fact_tt",
         "fact_tk",
         "aurora",
@@ -60,6 +64,10 @@ REFUSED = {
     },
     "swin": {
         "vpt_deep",
+        "vpt_shallow",
+        "vfpt",
+        "evp",
+        "pgn",
         "fact_tt",
         "fact_tk",
         "aurora",
@@ -73,7 +81,7 @@ REFUSED = {
         "aim",
         *CNNS,
     },
-    "hybrid": {"dp_bitfit", *CNNS},
+    "hybrid": {"dp_bitfit", "evp", *CNNS},
     "deit": {*CNNS},
 }
 
