@@ -68,30 +68,38 @@ class PassedBlock(nn.Module):
     one takes them out, so that pooling and heads need not know of them."""
 
     def __init__(
-        self, block: nn.Module, prefix: int, count: int, prompts: Callable[[], Tensor] | None
+        self,
+        block: nn.Module,
+        prefix: int,
+        count: int,
+        prompts: Callable[[], Tensor | None] | None,
+        last: bool,
+        inside: Given,
     ) -> None:
         super().__init__()
-        self.block, self.prefix, self.count = block, prefix, count
+        self.block, self.prefix, self.last, self.inside = block, prefix, last, inside
         self.positions = PositionsWithPrompts(block, prefix, count)
-        self.prompts, self.last = prompts, False
+        self.prompts = prompts  # of the first block alone
 
     def forward(self, x: Tensor, **named: Any) -> Tensor:
         if self.prompts is not None:
-            x = insert(x, self.prompts(), self.prefix)
+            prompts = self.prompts()
+            self.inside.value = 0 if prompts is None else prompts.shape[-2]
+            x = x if prompts is None else insert(x, prompts, self.prefix)
         x = self.block(x, **self.positions(named))
-        return remove(x, self.count, self.prefix) if self.last else x
+        return remove(x, self.inside.value, self.prefix) if self.last else x
 
 
 def pass_through(
-    backbone: Backbone, method: str, prompts: Callable[[], Tensor], count: int
+    backbone: Backbone, method: str, prompts: Callable[[], Tensor | None], count: int
 ) -> None:
-    """Let the `count` tokens that `prompts` gives go through all blocks of a ViT, beside the
-    image's own. Raises `VTError` for another network."""
+    """Let the `count` tokens that `prompts` gives (None: none this time, for usual blocks) go
+    through all blocks of a ViT, beside the image's own. Raises `VTError` for another network."""
     blocks = attention_blocks(backbone, method, plain=True)
-    prefix = getattr(backbone, "num_prefix_tokens", 0)
+    prefix, inside = getattr(backbone, "num_prefix_tokens", 0), Given()
     for i, block in enumerate(blocks):
-        backbone.blocks[i] = PassedBlock(block, prefix, count, prompts if i == 0 else None)
-    backbone.blocks[len(blocks) - 1].last = True
+        source, last = prompts if i == 0 else None, i == len(blocks) - 1
+        backbone.blocks[i] = PassedBlock(block, prefix, count, source, last, inside)
 
 
 class Around(VisionBackbone):
