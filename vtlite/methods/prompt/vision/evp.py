@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtlite.backbones.stages import attention_blocks, patch_weight
+from vtlite.backbones.vit import initialise_linear
 from vtlite.method import Backbone, Method
 from vtlite.methods.prompt.vision.tokens import Around, Given
 from vtlite.storage import VTError
@@ -32,11 +32,11 @@ class Explicit(Around):
     """A frozen ViT, and what its blocks make their prompts of: [B, N, r], from the patches before
     their positions and from the high frequencies."""
 
-    def __init__(self, base: Backbone, patch: tuple[int, int], width: int, share: float) -> None:
+    def __init__(self, base: Backbone, patch: tuple[int, ...], width: int, share: float) -> None:
         super().__init__(base)
         self.share = share
         self.of_patches = nn.Linear(base.embed_dim, width)
-        self.of_waves = nn.Conv2d(self.in_chans, width, patch, patch)
+        self.of_waves = nn.Conv2d(self.in_chans, width, (patch[0], patch[1]), (patch[0], patch[1]))
 
     def prepared(self, images: Tensor) -> Tensor:
         patches = self.base.patch_embed(images).flatten(1, -2)  # [B, N, D]
@@ -106,11 +106,11 @@ class EVP(Method):
         up = nn.Linear(width, dim)
         for i, block in enumerate(blocks):
             backbone.blocks[i] = ExplicitBlock(block, prefix, width, up, prompted.given)
-        for name, p in prompted.named_parameters():
-            if p.requires_grad and name.endswith("weight"):
-                fan_out = p[:, 0].numel()  # of the convolution: the numbers that a pixel is part of
-                std = math.sqrt(2 / fan_out) if p.ndim == 4 else 0.02
-                nn.init.normal_(p, std=std) if p.ndim == 4 else nn.init.trunc_normal_(p, std=std)
-            elif p.requires_grad:
-                nn.init.zeros_(p)
+            initialise_linear(backbone.blocks[i].own)
+        for linear in (prompted.of_patches, up):
+            initialise_linear(linear)
+        wave = prompted.of_waves
+        nn.init.kaiming_normal_(wave.weight, mode="fan_out", nonlinearity="relu")
+        assert wave.bias is not None
+        nn.init.zeros_(wave.bias)
         return prompted

@@ -3,7 +3,7 @@ classes."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from vtlite.backbones.stages import attention_blocks
 from vtlite.method import Backbone, Method, Predictor, Train, Tuned
 from vtlite.methods.prompt.vision.tokens import Around, Given
-from vtlite.methods.prompt.vision.vpt_deep import PromptedBlock, known
+from vtlite.methods.prompt.vision.vpt_deep import PromptedBlock, usual_blocks
 from vtlite.storage import VTError
 from vtlite.task import Classification, Task
 
@@ -85,7 +84,9 @@ class Pooled(Around):
     def __init__(self, base: Backbone, pool: Tensor, top: int) -> None:
         super().__init__(base)
         self.pool = nn.Parameter(pool)  # [M, blocks, P, D]
-        self.keys = nn.Parameter(nn.init.trunc_normal_(torch.empty(len(pool), base.num_features), std=0.02))
+        self.keys = nn.Parameter(
+            nn.init.trunc_normal_(torch.empty(len(pool), base.num_features), std=0.02)
+        )
         self.top, self.phase = top, 0  # 1: without the pool; 2: the shared ones do not learn
         self.matched = Given()  # how near the picked keys were, a mean over the images
 
@@ -94,26 +95,29 @@ class Pooled(Around):
             return images
         with torch.no_grad():  # what is picked can't be learnt from the answer
             query = self.base.forward_head(self.base.forward_features(images), pre_logits=True)
-        near, picked = (F.normalize(query, dim=-1) @ F.normalize(self.keys, dim=-1).T).topk(self.top)
+        near, picked = (F.normalize(query, dim=-1) @ F.normalize(self.keys, dim=-1).T).topk(
+            self.top
+        )
         self.matched.value = near.sum(-1).mean()
         self.given.value = self.pool[picked].mean(1)
         return images
 
 
 class Balanced:
-    """Training items, drawn so that every class is as likely."""
+    """Training items, drawn so that every class is as likely, and `augment`ed as the others."""
 
-    def __init__(self, data: Any) -> None:
-        self.data, of_class = data, defaultdict(list)
-        for i in range(len(data)):
-            of_class[int(data[i][1])].append(i)
-        self.places = {label: torch.tensor(own) for label, own in sorted(of_class.items())}
+    def __init__(self, data: Any, task: Task, augment: Callable[[Tensor], Tensor] | None) -> None:
+        self.data, self.augment = data, augment
+        labels = task.check(torch.tensor([int(data[i][1]) for i in range(len(data))]))
+        self.counts = labels.bincount(minlength=task.num_classes)
+        self.places = [(labels == c).nonzero().flatten() for c in labels.unique()]
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        own = [*self.places.values()]
-        which = [own[i] for i in torch.randint(len(own), (count,)).tolist()]
-        items = [self.data[int(places[torch.randint(len(places), ())])] for places in which]
-        return default_collate([(image, int(label)) for image, label in items])
+        """Images [count, ...] and labels [count]."""
+        classes = torch.randint(len(self.places), (count,)).tolist()
+        own = [self.places[c][torch.randint(len(self.places[c]), ())] for c in classes]
+        images, labels = default_collate([self.data[int(i)] for i in own])
+        return images if self.augment is None else self.augment(images), labels.flatten().long()
 
 
 @dataclass
@@ -124,12 +128,13 @@ class LPT(Method):
         block i:  [x, u_i] in the first half,  [x, u_i, mean of R_(g, i) over the k groups g with the largest cos(q, K_g)] in the second;   q the features with u alone
 
     u_i [num_prompts, D], R [pool, blocks, num_prompts, D], K [pool, D]. The head gives 20 cos(x,
-    w_c). Dong, Zhou, Yan, Zuo, "LPT: Long-tailed Prompt Tuning for Image Classification", ICLR 2023,
-    arXiv 2210.01033; github.com/DongSky/LPT. Both phases learn by `asymmetric_loss`; the second by L(class-balanced batch) + w L(batch as it comes),
-    each less 0.5 times the cosines of the picked keys, w falling from 0.5 to 0. On ViT-B/16: 1,029,120
-    parameters; two forward passes. The repository has the second phase alone; the first is after the
-    paper, with the same loss on batches as they come. `fit` trains twice, for as many epochs each
-    time. In a loop of one's own all trains at once, without the balanced batches.
+    w_c). Dong, Zhou, Yan, Zuo, "LPT: Long-tailed Prompt Tuning for Image Classification", ICLR
+    2023, arXiv 2210.01033; github.com/DongSky/LPT. Both phases learn by `asymmetric_loss`; the
+    second by L(class-balanced batch) + w L(batch as it comes), each less 0.5 times the cosines of
+    the picked keys, w falling from 0.5 to 0. On ViT-B/16: 1,029,120 parameters; two forward passes.
+    The repository has the second phase alone; the first is after the paper, with the same loss on
+    batches as they come. `fit` trains twice, for as many epochs each time. In a loop of one's own
+    all trains at once, without the balanced batches.
     """
 
     lr = 1e-2
@@ -159,12 +164,7 @@ class LPT(Method):
         return Predictor(prompted, head, task)
 
     def attach(self, backbone: Backbone) -> Pooled:
-        blocks = attention_blocks(backbone, "lpt", plain=True)
-        if not all(known(block) for block in blocks):
-            raise VTError(
-                "lpt: expected a ViT with the usual blocks, some of which get more prompts, found "
-                f"{type(backbone).__name__} with others; tune this backbone with vpt_deep"
-            )
+        blocks = usual_blocks(backbone, "lpt", "some of which get more prompts")
         half, shape = len(blocks) // 2, (self.num_prompts, backbone.embed_dim)
         pool = torch.empty(self.pool, len(blocks) - half, *shape)
         pooled = Pooled(backbone, nn.init.trunc_normal_(pool, std=0.02), self.top)
@@ -199,16 +199,13 @@ class LPT(Method):
         return loss
 
     def fit(self, model: Tuned, task: Task, train: Train) -> None:
-        network, pooled, balanced = model.network, model.backbone, Balanced(task.train)
-
-        def count() -> None:
-            for label, places in balanced.places.items():
-                model.head.counts[label] = len(places)
+        network, pooled = model.network, model.backbone
+        balanced = Balanced(task.train, model.task, train.augment)
 
         def progressed(progress: float) -> None:
             network.progress = progress
 
-        train.once(model, count)
+        train.once(model, lambda: model.head.counts.copy_(balanced.counts))
         pooled.phase = 1
         train(model, task.train)
         pooled.phase, network.balanced = 2, balanced

@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.backbones.stages import attention_blocks
 from vtlite.method import Backbone, Method, Train, Tuned
-from vtlite.methods.prompt.vision.vpt_deep import known
+from vtlite.methods.prompt.vision.vpt_deep import usual_blocks
 from vtlite.ops.prompt_attention import prompt_attention
 from vtlite.storage import VTError
 from vtlite.task import Task
@@ -25,56 +24,55 @@ Sizes = tuple[tuple[int, ...], ...]  # prompts, ranks, widths, each for all bloc
 
 
 class SearchedBlock(nn.Module):
-    """A frozen block with up to v prompts, LoRA of rank up to l on the fused qkv and an adapter of
-    width up to a behind the MLP; `active` says how many of each, the first ones, are at work."""
+    """A frozen block with up to p prompts, LoRA of rank up to r on the fused qkv and an adapter of
+    width up to w behind the MLP; `active` says how many of each, the first ones, are at work."""
 
     chosen: Tensor
 
     def __init__(self, block: Any, dim: int, sizes: tuple[int, int, int]) -> None:
         super().__init__()
-        (v, l, a), D = sizes, dim
+        (p, r, w), D = sizes, dim
         self.block, self.active = block, sizes
         self.register_buffer("chosen", torch.tensor(sizes))  # what the search finds
-        if v:
-            self.prompts = nn.Parameter(nn.init.xavier_uniform_(torch.empty(v, D)))
-        if l:
-            A = nn.init.kaiming_uniform_(torch.empty(l, D), a=math.sqrt(5))
-            self.lora_A, self.lora_B = nn.Parameter(A), nn.Parameter(torch.zeros(3 * D, l))
-        if a:
-            self.down, self.up = nn.Linear(D, a), nn.Linear(a, D)
+        if p:
+            self.prompts = nn.Parameter(nn.init.xavier_uniform_(torch.empty(p, D)))
+        if r:
+            A = nn.init.kaiming_uniform_(torch.empty(r, D), a=math.sqrt(5))
+            self.lora_A, self.lora_B = nn.Parameter(A), nn.Parameter(torch.zeros(3 * D, r))
+        if w:
+            self.down, self.up = nn.Linear(D, w), nn.Linear(w, D)
             for layer in (self.down, self.up):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.normal_(layer.bias, std=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        v, l, a = self.active
-        block = self.block
-        x = x + block.ls1(self.attention(block.norm1(x), v, l))
+        block, (p, r, w) = self.block, self.active
+        x = x + block.ls1(self.attention(block.norm1(x), p, r))
         z = block.ls2(block.mlp(block.norm2(x)))
-        return x + (self.adapter(z, a) if a else z)
+        return x + (self.adapter(z, w) if w else z)
 
-    def attention(self, x: Tensor, v: int, l: int) -> Tensor:
-        """[B, N, D] -> [B, N, D], with the first v prompts as more keys and values."""
+    def attention(self, x: Tensor, p: int, r: int) -> Tensor:
+        """[B, N, D] -> [B, N, D], with the first p prompts as more keys and values."""
         heads = 3, self.block.attn.num_heads, -1
-        q, k, w = (t.transpose(1, 2) for t in self.qkv(x, l).unflatten(-1, heads).unbind(2))
-        if v:
-            seen = self.qkv(self.block.norm1(self.prompts[:v]), l).unflatten(-1, heads)
-            _, pk, pw = (t.transpose(0, 1) for t in seen.unbind(1))  # [H, v, D / H]
-            read = prompt_attention(q, k, w, pk, pw)
+        q, k, v = (t.transpose(1, 2) for t in self.qkv(x, r).unflatten(-1, heads).unbind(2))
+        if p:
+            prompts = self.qkv(self.block.norm1(self.prompts[:p]), r).unflatten(-1, heads)
+            _, pk, pv = (t.transpose(0, 1) for t in prompts.unbind(1))  # [H, p, D / H]
+            read = prompt_attention(q, k, v, pk, pv)
         else:
-            read = F.scaled_dot_product_attention(q, k, w)
+            read = F.scaled_dot_product_attention(q, k, v)
         return self.block.attn.proj(read.transpose(1, 2).flatten(2))
 
-    def qkv(self, x: Tensor, l: int) -> Tensor:
-        """[..., D] -> [..., 3 D], by the first l ranks."""
+    def qkv(self, x: Tensor, r: int) -> Tensor:
+        """[..., D] -> [..., 3 D], with the first r ranks."""
         y = self.block.attn.qkv(x)
-        return y + x @ self.lora_A[:l].T @ self.lora_B[:, :l].T if l else y
+        return y + x @ self.lora_A[:r].T @ self.lora_B[:, :r].T if r else y
 
-    def adapter(self, z: Tensor, a: int) -> Tensor:
-        """[B, N, D] -> [B, N, D], by the first a hidden units."""
-        hidden = F.linear(z, self.down.weight[:a], self.down.bias[:a])
+    def adapter(self, z: Tensor, w: int) -> Tensor:
+        """[B, N, D] -> [B, N, D], with the first w hidden units."""
+        hidden = F.linear(z, self.down.weight[:w], self.down.bias[:w])
         hidden = hidden * torch.sigmoid(1.702 * hidden)
-        return z + F.linear(hidden, self.up.weight[:, :a], self.up.bias)
+        return z + F.linear(hidden, self.up.weight[:, :w], self.up.bias)
 
 
 @dataclass
@@ -82,7 +80,7 @@ class NOAH(Method):
     """Train one network that has prompts, LoRA and an adapter in every block, at random sizes in each
     step; search the sizes that do best on validation images within a budget; and train these anew.
 
-        [x; _] <- x' + Ad(MLP(LN(x'))),   x' = x + attention([LN(x); LN(P[:v])]),   qkv(z) <- W z + B[:, :l] A[:l] z,   Ad(z) = z + U[:, :a] g(D[:a] z + d[:a]) + u
+        x' = x + attention([LN(x); LN(P[:p])]),   x <- x' + Ad(MLP(LN(x'))),   qkv(z) = W z + b + B[:, :r] A[:r] z,   Ad(z) = z + U[:, :w] g(D[:w] z + d[:w]) + u
 
     g(h) = h sigmoid(1.702 h). Smaller sizes are the first rows of larger ones (entangled weights). A
     kind of module is in the first L/4, L/2, 3L/4 or L blocks, in each with one of the `choices` as
@@ -126,19 +124,16 @@ class NOAH(Method):
             self.expect(min(own, default=0) >= 0, name, "of at least 0 in each block")
 
     def attach(self, backbone: Backbone) -> None:
-        blocks = attention_blocks(backbone, "noah", plain=True)
-        if not all(known(block) for block in blocks):
-            raise VTError(
-                "noah: expected a ViT with the usual blocks, whose attention it changes, found "
-                f"{type(backbone).__name__} with others; tune this backbone with lora"
-            )
+        blocks = usual_blocks(backbone, "noah", "whose attention it changes")
         D, L = backbone.embed_dim, len(blocks)
         most = ((max(self.choices),) * L,) * 3
         sizes = (self.prompts, self.ranks, self.widths) if self.prompts else most
         self.expect(len(sizes[0]) == L, "prompts", f"for each of {L} blocks")
         if not self.prompts:
             least = numbers(smallest(L, self.choices), D)
-            self.expect(self.budget >= least, "budget", f"of at least {least}, the smallest network")
+            self.expect(
+                self.budget >= least, "budget", f"of at least {least}, the smallest network"
+            )
         for i, (block, own) in enumerate(zip(blocks, zip(*sizes, strict=True), strict=True)):
             backbone.blocks[i] = SearchedBlock(block, D, own)
 
@@ -216,7 +211,7 @@ class NOAH(Method):
 def numbers(sizes: Sizes, dim: int) -> int:
     """How many numbers train in a network of these sizes."""
     prompts, ranks, widths = sizes
-    adapters = sum((2 * dim + 1) * a + dim for a in widths if a)
+    adapters = sum((2 * dim + 1) * w + dim for w in widths if w)
     return dim * sum(prompts) + 4 * dim * sum(ranks) + adapters
 
 

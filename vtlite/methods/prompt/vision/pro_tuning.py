@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,23 +40,21 @@ class PromptBlock(nn.Module):
 class PromptedStage(nn.Module):
     """A frozen stage, or the first block of one, which gets its input and the prompt of it."""
 
-    def __init__(
-        self, stage: nn.Module, prompt: PromptBlock, places: Places, last: bool
-    ) -> None:
+    def __init__(self, stage: nn.Module, made: PromptBlock, places: Places, last: bool) -> None:
         super().__init__()
-        self.stage, self.prompt, self.places, self.last = stage, prompt, places, last
+        self.stage, self.made, self.places, self.last = stage, made, places, last
 
     def forward(self, x: Tensor, *more: Any, **named: Any) -> Tensor:
-        return self.stage(x + self.of(x), *more, **named)
+        return self.stage(x + self.prompt(x), *more, **named)
 
-    def of(self, x: Tensor) -> Tensor:
+    def prompt(self, x: Tensor) -> Tensor:
         """The prompt of maps [B, C, h, w] or, with the channels last, of maps [B, h, w, C] or
         tokens [B, N, C], of which those without a place get none."""
         if not self.last:
-            return self.prompt(x)
+            return self.made(x)
         if x.ndim == 4:
-            return self.prompt(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        prompts = self.prompt(self.places.maps(x)).flatten(2).mT
+            return self.made(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        prompts = self.made(self.places.maps(x)).flatten(2).mT
         return torch.cat([torch.zeros_like(x[:, : self.places.prefix]), prompts], 1)
 
 
@@ -78,7 +76,7 @@ def entering(stage: nn.Module, backbone: Backbone) -> tuple[int, bool]:
         if isinstance(layer, nn.Conv2d):
             return layer.in_channels, False
         if is_norm(layer):
-            return layer.weight.numel(), channel_dim(layer) == -1
+            return cast(Tensor, layer.weight).numel(), channel_dim(layer) == -1
     raise VTError(
         "pro_tuning: expected stages that begin with a norm or a convolution, found "
         f"{type(backbone).__name__} with others; tune this backbone with another method"

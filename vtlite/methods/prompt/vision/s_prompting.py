@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,10 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from vtlite.backbones.base import features
-from vtlite.backbones.stages import attention_blocks
 from vtlite.data.items import as_items, batches
 from vtlite.method import Backbone, Method, Predictor, Train, Tuned
 from vtlite.methods.prompt.vision.tokens import Given, pass_through
-from vtlite.methods.prompt.vision.vpt_deep import known
+from vtlite.methods.prompt.vision.vpt_deep import usual_blocks
 from vtlite.storage import VTError
 from vtlite.task import Stream, Task
 
@@ -64,8 +64,8 @@ class PerDomain(Predictor):
 
     def forward(self, inputs: Tensor) -> Any:
         domains = self.domains(inputs)
-        x = self.seen(inputs, domains)
-        return chosen([head(x) for head in self.head], domains)
+        x, heads = self.seen(inputs, domains), cast(nn.ModuleList, self.head)
+        return chosen([head(x) for head in heads], domains)
 
 
 def chosen(answers: list[Any], domains: Tensor) -> Any:
@@ -104,12 +104,7 @@ class SPrompting(Method):
         self.expect(self.centres >= 1, "centres", "an integer of at least 1")
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
-        if not all(known(block) for block in attention_blocks(backbone, "s_prompting", plain=True)):
-            raise VTError(
-                "s_prompting: expected a ViT with the usual blocks, which it runs with and without "
-                f"prompts, found {type(backbone).__name__} with others; tune this backbone with "
-                "vpt_deep"
-            )
+        usual_blocks(backbone, "s_prompting", "which it runs with and without prompts")
         stages = task.stages if isinstance(task, Stream) and task.stages else (task,)
         heads = nn.ModuleList(stage.head(backbone) for stage in stages)
         start = torch.empty(len(stages), self.num_prompts, backbone.embed_dim)
@@ -125,23 +120,23 @@ class SPrompting(Method):
         return [{"params": [network.prompts[s], *network.head[s].parameters()]}]
 
     def fit(self, model: Tuned, task: Task, train: Train) -> None:
-        for s, stage in enumerate(self.stages(model, task)):
+        for s, stage in enumerate(self.stages(model.task, task)):
             model.network.learning = s
             train(model, stage.train, val=stage.val)
-            train.once(model, lambda s=s, stage=stage: self.remember(model, s, stage.train))
+            train.once(model, partial(self.remember, model, s, stage.train))
         model.network.learning = None
 
-    def stages(self, model: Tuned, task: Task) -> tuple[Task, ...]:
-        """The domains in their order. Raises `VTError` where other data are given for them."""
-        if not (isinstance(task, Stream) and task.stages):
-            return (task,)
-        found, own = (getattr(d, "data", d) for d in (task.train, as_items(model.task.train, "")))
-        if found is not own:
+    def stages(self, own: Task, given: Task) -> tuple[Task, ...]:
+        """The domains in their order. Raises `VTError` where other images are given for them."""
+        if not (isinstance(own, Stream) and own.stages):
+            return (given,)
+        expected = None if own.train is None else as_items(own.train, "training")
+        if getattr(given.train, "data", given.train) is not getattr(expected, "data", expected):
             raise VTError(
-                "s_prompting: expected the stages of its task to train on, found other images; "
+                "s_prompting: expected to train on the stages of its task, found other images; "
                 "make a vtlite.task.Stream of them, and tune for it"
             )
-        return task.stages
+        return own.stages
 
     def remember(self, model: Tuned, s: int, data: Any) -> None:
         """Keep the centres of a domain's features as its keys; fewer images are each a centre."""

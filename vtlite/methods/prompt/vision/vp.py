@@ -84,7 +84,9 @@ class VP(Method):
     unmergeable = "it changes the image, and no weight of the backbone can stand for that"
 
     width: int = 30  # of the frame, or of the square, in pixels
-    place: str = "padding"  # "padding": a frame; "fixed": a square in the corner; "random": anywhere
+    place: str = (
+        "padding"  # "padding": a frame; "fixed": a square in the corner; "random": anywhere
+    )
     image_size: int | None = None  # side of the images, for a backbone that takes any
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from vtlite.backbones.stages import PositionsWithPrompts, attention_blocks
 from vtlite.method import Backbone, Method, short
 from vtlite.methods.prompt.vision.tokens import insert, random_prompts, remove
 from vtlite.ops.prompt_attention import prompt_attention
+from vtlite.storage import VTError
 
 KNOWN = ("vtlite.backbones.vit.Block", "timm.models.vision_transformer.Block")
 
@@ -72,6 +73,18 @@ def known(block: Any) -> bool:
         else ()
     )
     return name in KNOWN and all(isinstance(part, nn.Identity | nn.Dropout) for part in parts)
+
+
+def usual_blocks(backbone: Backbone, method: str, why: str) -> list[Any]:
+    """The blocks of a ViT. Raises `VTError` for another network, or where some of them are not
+    `known`, which the method needs for the reason `why`."""
+    blocks = attention_blocks(backbone, method, plain=True)
+    if not all(known(block) for block in blocks):
+        raise VTError(
+            f"{method}: expected a ViT with the usual blocks, {why}, found "
+            f"{type(backbone).__name__} with others; tune this backbone with vpt_deep or lora"
+        )
+    return blocks
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vtlite.backbones.stages import attention_blocks
 from vtlite.method import Backbone, Method
 from vtlite.methods.prompt.vision.tokens import Prompts, pass_through, random_prompts
 
@@ -36,5 +37,6 @@ class VPTShallow(Method):
         self.expect(0 <= self.dropout < 1, "dropout", "in [0, 1)")
 
     def attach(self, backbone: Backbone) -> None:
+        attention_blocks(backbone, "vpt_shallow", plain=True)  # raises for other networks
         start = random_prompts(backbone, "vpt_shallow", self.num_prompts)
         pass_through(backbone, "vpt_shallow", Prompts(start, self.dropout), self.num_prompts)
