@@ -21,9 +21,10 @@ def high_frequencies(images: Tensor, share: float) -> Tensor:
     spectrum; without signs: [B, C, H, W] -> [B, C, H, W]."""
     wide = images.to(torch.promote_types(images.dtype, torch.float32))  # no transform of bf16
     waves = torch.fft.fftshift(torch.fft.fft2(wide), dim=(-2, -1))
-    (H, W), half = images.shape[-2:], int((images.shape[-2] * images.shape[-1] * share) ** 0.5 / 2)
+    H, W = images.shape[-2:]
+    half, y, x = int((H * W * share) ** 0.5 / 2), H // 2, W // 2
     kept = torch.ones(H, W, dtype=wide.dtype, device=images.device)
-    kept[H // 2 - half : H // 2 + half, W // 2 - half : W // 2 + half] = 0
+    kept[max(0, y - half) : y + half, max(0, x - half) : x + half] = 0
     waves = torch.fft.ifftshift(waves * kept, dim=(-2, -1))
     return torch.fft.ifft2(waves).real.abs().to(images.dtype)
 

@@ -216,6 +216,7 @@ def numbers(sizes: Sizes, dim: int) -> int:
 
 
 def use(blocks: Any, sizes: Sizes) -> None:
+    """Let the modules of these sizes be at work."""
     for block, own in zip(blocks, zip(*sizes, strict=True), strict=True):
         block.active = own
 
@@ -226,6 +227,7 @@ def depths(total: int) -> list[int]:
 
 
 def smallest(total: int, choices: tuple[int, ...]) -> Sizes:
+    """The sizes with the fewest numbers."""
     least, depth = min(choices), depths(total)[0]
     return ((least,) * depth + (0,) * (total - depth),) * 3
 

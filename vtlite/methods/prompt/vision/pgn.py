@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtlite.backbones.base import about
+from vtlite.backbones.stages import attention_blocks
 from vtlite.method import Backbone, Method
 from vtlite.methods.prompt.vision.tokens import Around, pass_through
 
@@ -106,8 +107,9 @@ class PGN(Method):
         self.expect(self.side is None or self.side >= 1, "side", "an integer of at least 1")
 
     def attach(self, backbone: Backbone) -> nn.Module:
-        channels, dim = about(backbone).in_chans, getattr(backbone, "embed_dim", 0)
-        generator = Generator(channels, dim, self.num_prompts, self.library)
+        attention_blocks(backbone, "pgn", plain=True)  # raises for other networks
+        shape = about(backbone).in_chans, backbone.embed_dim, self.num_prompts, self.library
+        generator = Generator(*shape)
         generated = Generated(backbone, generator, self.side)
         pass_through(backbone, "pgn", generated.given, self.num_prompts)
         return generated

@@ -39,21 +39,29 @@ class PerDomain(Predictor):
 
     @torch.no_grad()
     def queries(self, inputs: Tensor) -> Tensor:
-        """Features without prompts, of length one: images (or clips) [B, ..., C, H, W] -> [B, D]."""
-        found = features(self.backbone, inputs.flatten(0, -4)).unflatten(0, inputs.shape[:-3])
-        return F.normalize(found.flatten(1, -2).mean(1) if found.ndim > 2 else found, dim=-1)
+        """Features without prompts, of length one; of a clip, of the mean over its frames: [B, D]."""
+        clips = getattr(inputs, "ndim", 4) == 5
+        found = features(self.backbone, inputs.flatten(0, 1) if clips else inputs)
+        found = found.unflatten(0, inputs.shape[:2]).mean(1) if clips else found
+        return F.normalize(found, dim=-1)
 
-    def domains(self, inputs: Tensor) -> Tensor:
-        """The number of each input's domain [B]; the first where none is known yet."""
+    def domains(self, inputs: Tensor) -> Tensor | int:
+        """The number of each input's domain [B], of the first where none is known yet; or the one of
+        all: the one that is being learnt."""
         if self.learning is not None or len(self.prompts) == 1:
-            return torch.full((len(inputs),), self.learning or 0, device=inputs.device)
+            return self.learning or 0
         far = (self.queries(inputs)[:, None, None] - self.keys).abs().sum(-1)  # [B, S, K]
         return far.amin(-1).masked_fill(~self.known, torch.inf).argmin(-1)
 
-    def seen(self, inputs: Tensor, domains: Tensor) -> Tensor:
-        """What the heads read, with each domain's prompts."""
-        frames = domains.repeat_interleave(inputs.shape[:-3].numel() // len(inputs))
-        self.given.value = torch.stack([*self.prompts])[frames]  # [B, P, D]
+    def seen(self, inputs: Tensor, domains: Tensor | int) -> Tensor:
+        """What the heads read, with the prompts of the domains."""
+        if isinstance(domains, Tensor) and inputs.ndim == 5:
+            domains = domains.repeat_interleave(inputs.shape[1])  # for each frame
+        self.given.value = (
+            self.prompts[domains]
+            if isinstance(domains, int)
+            else torch.stack([*self.prompts])[domains]  # [B, P, D]
+        )
         try:
             return self.read(self.backbone, inputs)
         finally:
@@ -63,8 +71,10 @@ class PerDomain(Predictor):
         return self.seen(inputs, self.domains(inputs))
 
     def forward(self, inputs: Tensor) -> Any:
-        domains = self.domains(inputs)
-        x, heads = self.seen(inputs, domains), cast(nn.ModuleList, self.head)
+        domains, heads = self.domains(inputs), cast(nn.ModuleList, self.head)
+        x = self.seen(inputs, domains)
+        if isinstance(domains, int):
+            return heads[domains](x)
         return chosen([head(x) for head in heads], domains)
 
 
