@@ -79,7 +79,7 @@ class EVP(Method):
     loss of the task, of masks or of classes.
     """
 
-    lr = 3e-3
+    lr = 1e-2
     small = {"reduction": 4}
 
     starts_elsewhere = "its prompts are different from zero from the first step"

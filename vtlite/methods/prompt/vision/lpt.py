@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from vtlite.method import Backbone, Method, Predictor, Train, Tuned
+from vtlite.method import HIGH_LRS, Backbone, Method, Predictor, Train, Tuned
 from vtlite.methods.prompt.vision.tokens import Around, Given
 from vtlite.methods.prompt.vision.vpt_deep import PromptedBlock, usual_blocks
 from vtlite.storage import VTError
@@ -137,7 +137,8 @@ class LPT(Method):
     all trains at once, without the balanced batches.
     """
 
-    lr = 1e-2
+    lr = 3e-2
+    lrs = HIGH_LRS
 
     starts_elsewhere = "random prompts take part in every softmax from the first step"
     unmergeable = "its prompts are picked for each image"

@@ -100,7 +100,7 @@ class ProTuning(Method):
     the same everywhere; here it is z * s. On ViT-B/16: 3,926,212 parameters.
     """
 
-    lr = 3e-3
+    lr = 1e-2
 
     unmergeable = "its prompts are made of the map, through a gate"
 
