@@ -598,12 +598,24 @@ def test_noah_searches_within_the_budget_and_trains_what_it_found(tmp_path: Path
     assert torch.equal(again(images), model(images))
 
 
-def test_noah_goes_on_where_it_was_stopped_to_the_same_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "settings", "stops"),
+    [
+        ("noah", NOAH, (1, 3, 3)),  # in the common network, in the last one's two epochs
+        ("lpt", {"num_prompts": 2, "pool": 3}, (1, 5, 3)),  # in both phases, the second's last
+        ("s_prompting", {"num_prompts": 2, "centres": 2}, (1, 5, 3)),  # in both domains
+    ],
+)
+def test_it_goes_on_where_it_was_stopped_to_the_same_model(
+    name: str, settings: dict[str, Any], stops: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Two steps an epoch, two epochs a training; what was finished is not done again."""
     images, labels = batch(12)
-    data, path = TensorDataset(images, labels), tmp_path / "run.safetensors"
+    data: Any = TensorDataset(images, labels)
+    task: Any = stream(12) if name == "s_prompting" else Classification("", ("a", "b", "c"), data)
 
     def run(checkpoint: Path | None, stop: int | None = None) -> vt.Tuned:
-        model, seen = vt.tune(make_tiny(), "noah", 3, **NOAH), [0]
+        model, seen = vt.tune(make_tiny(), name, task, **settings), [0]
 
         def counted(x: Tensor) -> Tensor:
             seen[0] += 1
@@ -611,20 +623,13 @@ def test_noah_goes_on_where_it_was_stopped_to_the_same_network(tmp_path: Path) -
                 raise KeyboardInterrupt
             return x
 
-        vt.fit(
-            model,
-            data,
-            data,
-            epochs=2,
-            batch_size=6,
-            checkpoint=checkpoint,
-            augment=counted,
-            progress=False,
-        )
+        more: Any = {"train": data, "val": data} if name != "s_prompting" else {}
+        more |= {"checkpoint": checkpoint, "augment": counted, "progress": False}
+        vt.fit(model, epochs=2, batch_size=6, **more)
         return model
 
-    whole = run(None)
-    for stop in (1, 3, 3):  # in the common network, in the last one's first and second epoch
+    whole, path = run(None), tmp_path / "run.safetensors"
+    for stop in stops:
         with pytest.raises(KeyboardInterrupt):
             run(path, stop)
     resumed = run(path)

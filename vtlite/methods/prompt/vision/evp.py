@@ -71,12 +71,12 @@ class EVP(Method):
 
     U, W and the convolution, over one patch at a time, are shared by all blocks. The high-pass
     zeroes a square of `share` of all frequencies around zero. Tokens without a place get no prompt.
-    Linear layers start from N(0, 0.02), the convolution from N(0, 2 / fan-out), biases at zero. Liu,
-    Shen, Pun, Cun, "Explicit Visual Prompting for Low-Level Structure Segmentations", CVPR 2023,
-    arXiv 2303.10883; github.com/NiFangBaAGe/Explicit-Visual-Prompt. On ViT-B/16: 63,312 parameters,
-    888,192 with reduction 4. The paper segments with SegFormer (there, each stage has prompts of its
-    own) and ViT; its decoder and its sum of cross-entropy and IoU as loss are here the head and the
-    loss of the task, of masks or of classes.
+    Linear layers start from N(0, 0.02), the convolution from N(0, 2 / fan-out), biases at zero.
+    Liu, Shen, Pun, Cun, "Explicit Visual Prompting for Low-Level Structure Segmentations", CVPR
+    2023, arXiv 2303.10883; github.com/NiFangBaAGe/Explicit-Visual-Prompt. On ViT-B/16: 63,312
+    parameters, 888,192 with reduction 4. The paper segments with SegFormer (there, each stage has
+    prompts of its own) and ViT; its decoder and its sum of cross-entropy and IoU as loss are here
+    the head and the loss of the task, of masks or of classes.
     """
 
     lr = 1e-2

@@ -122,8 +122,8 @@ class Balanced:
 
 @dataclass
 class LPT(Method):
-    """First learn prompts that all images share; then, with those fixed, a pool of groups of prompts
-    from which each image picks by its features, so that rare classes find what suits them.
+    """First learn prompts that all images share; then, with those fixed, a pool of groups of
+    prompts from which each image picks by its features, so that rare classes find what suits them.
 
         block i:  [x, u_i] in the first half,  [x, u_i, mean of R_(g, i) over the k groups g with the largest cos(q, K_g)] in the second;   q the features with u alone
 

@@ -1,5 +1,5 @@
-"""NOAH: how many prompts, which rank of LoRA and which width of adapter each block gets, searched in
-one network that holds them all."""
+"""NOAH: how many prompts, which rank of LoRA and which width of adapter each block gets, searched
+in one network that holds them all."""
 
 from __future__ import annotations
 
@@ -77,22 +77,23 @@ class SearchedBlock(nn.Module):
 
 @dataclass
 class NOAH(Method):
-    """Train one network that has prompts, LoRA and an adapter in every block, at random sizes in each
-    step; search the sizes that do best on validation images within a budget; and train these anew.
+    """Train one network that has prompts, LoRA and an adapter in every block, at random sizes in
+    each step; search the sizes that do best on validation images within a budget; and train these
+    anew.
 
         x' = x + attention([LN(x); LN(P[:p])]),   x <- x' + Ad(MLP(LN(x'))),   qkv(z) = W z + b + B[:, :r] A[:r] z,   Ad(z) = z + U[:, :w] g(D[:w] z + d[:w]) + u
 
-    g(h) = h sigmoid(1.702 h). Smaller sizes are the first rows of larger ones (entangled weights). A
-    kind of module is in the first L/4, L/2, 3L/4 or L blocks, in each with one of the `choices` as
-    size. The search keeps the best fifth of a population; half of the next one are mutants (a depth
-    anew with probability 0.4, each size with 0.2), half take each kind of module from one of two
-    parents. Zhang, Zhou, Liu, "Neural Prompt Search", TPAMI 2024, arXiv 2206.04673;
+    g(h) = h sigmoid(1.702 h). Smaller sizes are the first rows of larger ones (entangled weights).
+    A kind of module is in the first L/4, L/2, 3L/4 or L blocks, in each with one of the `choices`
+    as size. The search keeps the best fifth of a population; half of the next one are mutants (a
+    depth anew with probability 0.4, each size with 0.2), half take each kind of module from one of
+    two parents. Zhang, Zhou, Liu, "Neural Prompt Search", TPAMI 2024, arXiv 2206.04673;
     github.com/Davidzhangyuanhan/NOAH. On ViT-B/16: 768 numbers a prompt, 3,072 a rank, 1,537 a unit
     of an adapter and 768 for its last bias; 320,330 in the network published for CIFAR-100. The
     published code counts prompts before the first block that are replaced at once, lets old prompts
     stay where a block has none, and mutates depths alone: not here. With `prompts`, `ranks` and
-    `widths` given, nothing is searched; after a search they are the settings of the tuned model. The
-    common network learns at the same rate as the last one (there: half of it).
+    `widths` given, nothing is searched; after a search they are the settings of the tuned model.
+    The common network learns at the same rate as the last one (there: half of it).
     """
 
     lr = 3e-3

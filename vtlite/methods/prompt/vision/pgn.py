@@ -40,8 +40,8 @@ class Residual(nn.Module):
 
 
 class Generator(nn.Module):
-    """A ResNet of ten layers: images [B, C, H, W] -> prompts [B, K, D], each a mean of the library's
-    M tokens with weights of its own."""
+    """A ResNet of ten layers: images [B, C, H, W] -> prompts [B, K, D], each a mean of the
+    library's M tokens with weights of its own."""
 
     def __init__(self, channels: int, dim: int, count: int, tokens: int) -> None:
         super().__init__()

@@ -21,8 +21,8 @@ from vtlite.task import Stream, Task
 
 
 class PerDomain(Predictor):
-    """A frozen ViT with prompts and a head for each of S domains: inputs -> the answer of the domain
-    whose keys are nearest, L1, to the features without prompts."""
+    """A frozen ViT with prompts and a head for each of S domains: inputs -> the answer of the
+    domain whose keys are nearest, L1, to the features without prompts."""
 
     keys: Tensor
     known: Tensor
@@ -39,15 +39,16 @@ class PerDomain(Predictor):
 
     @torch.no_grad()
     def queries(self, inputs: Tensor) -> Tensor:
-        """Features without prompts, of length one; of a clip, of the mean over its frames: [B, D]."""
+        """Features without prompts, of length one; of a clip, of the mean over its frames: [B,
+        D]."""
         clips = getattr(inputs, "ndim", 4) == 5
         found = features(self.backbone, inputs.flatten(0, 1) if clips else inputs)
         found = found.unflatten(0, inputs.shape[:2]).mean(1) if clips else found
         return F.normalize(found, dim=-1)
 
     def domains(self, inputs: Tensor) -> Tensor | int:
-        """The number of each input's domain [B], of the first where none is known yet; or the one of
-        all: the one that is being learnt."""
+        """The number of each input's domain [B], of the first where none is known yet; or the one
+        of all: the one that is being learnt."""
         if self.learning is not None or len(self.prompts) == 1:
             return self.learning or 0
         far = (self.queries(inputs)[:, None, None] - self.keys).abs().sum(-1)  # [B, S, K]
@@ -92,13 +93,13 @@ class SPrompting(Method):
 
         s(x) = argmin_s min_k |q(x) - c_(s, k)|_1,   q(x) = f(x) / |f(x)|;   answer = head_s(f(x; P_s)),   P_s [num_prompts, D], c_(s, k) by K-means on q of the domain's images
 
-    f is the frozen backbone; the prompts enter at the first block, as in VPT-shallow, and start from
-    U(-v, v), v = 1 / sqrt(D). A `Stream` is learnt stage by stage, another task is a single domain.
-    Wang, Huang, Hong, "S-Prompts Learning with Pre-trained Transformers: An Occam's Razor for Domain
-    Incremental Learning", NeurIPS 2022, arXiv 2207.12819; github.com/iamwangyabin/S-Prompts, whose
-    form for image networks this is (S-iPrompts); S-liPrompts has CLIP's texts with learned contexts
-    as heads. On ViT-B/16: 7,680 parameters a domain, a head, and 5 centres of 768 numbers that are
-    kept, not trained.
+    f is the frozen backbone; the prompts enter at the first block, as in VPT-shallow, and start
+    from U(-v, v), v = 1 / sqrt(D). A `Stream` is learnt stage by stage, another task is a single
+    domain. Wang, Huang, Hong, "S-Prompts Learning with Pre-trained Transformers: An Occam's Razor
+    for Domain Incremental Learning", NeurIPS 2022, arXiv 2207.12819;
+    github.com/iamwangyabin/S-Prompts, whose form for image networks this is (S-iPrompts);
+    S-liPrompts has CLIP's texts with learned contexts as heads. On ViT-B/16: 7,680 parameters a
+    domain, a head, and 5 centres of 768 numbers that are kept, not trained.
     """
 
     lr = 1e-2
