@@ -30,7 +30,7 @@ SURVEY = {
         "",
     ),
     "prompt/vision": (
-        "VPT-shallow|VPT-deep|VP|EVP|PGN|Pro-tuning|LPT|NOAH|S-Prompting",
+        "VPT-shallow|VPT-deep|VP|EVP|PGN|Pro-tuning|LPT|NOAH|S-Prompting|VFPT",
         "DePT|ZegCLIP|ACT|PViT|TeCoA|ProSFDA|APT|PAT|PointCLIP|P2P|PromptGen|FPTrans|FRPT|RePro|ViLD|LION",
     ),
     "prompt/language": (
@@ -87,7 +87,7 @@ EXTRA = {
         "Normalisation-only tuning",
     ),
     *("Houlsby adapter", "Pfeiffer adapter", "Residual adapter (parallel)"),
-    *("DoRA", "VeRA", "GPS", "SPT"),
+    *("DoRA", "VeRA", "GPS", "SPT", "VFPT"),
     *("Attention transfer", "DKD", "RKD", "Distillation token"),
     *("TDA", "PromptKD", "CLIP-LoRA", "Block expansion"),
 }

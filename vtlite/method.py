@@ -108,6 +108,8 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 class Train(Protocol):
     """The plain loop that a method's `fit` is given (`vtlite.training.Train`)."""
 
+    augment: Callable[[Tensor], Tensor] | None  # of each batch, before the model sees it
+
     def __call__(
         self, model: Tuned, data: Any, each: Callable[[float], Any] | None = None, **changes: Any
     ) -> Any: ...

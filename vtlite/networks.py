@@ -138,10 +138,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "phm_adapter": {"n": 4, "bottleneck": 8},
     "compacter": {"bottleneck": 8},
     "polyhistor": {"reduction": 4},
+    "evp": {"reduction": 8},
+    "lpt": {"num_prompts": 2, "pool": 2},
+    "noah": {"prompts": (1, 1), "ranks": (1, 1), "widths": (1, 1)},
+    "pgn": {"num_prompts": 2, "library": 4},
+    "pro_tuning": {"reduction": 4},
+    "s_prompting": {"num_prompts": 2},
     "side_tuning": {"depth": 1},
     "spt": {"budget": 0.05, "rank": 2},
     "vera": {"rank": 16},
     "vit_adapter": {"prior_width": 4, "interactions": 2, "heads": 4},
+    "vp": {"width": 4, "image_size": 64},
     "vpt_deep": {"num_prompts": 3},
 }
 

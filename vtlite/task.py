@@ -116,6 +116,8 @@ class Task:
         try:
             if "parts" in known:
                 known["parts"] = {k: Task.from_record(part) for k, part in known["parts"].items()}
+            if "stages" in known:
+                known["stages"] = tuple(Task.from_record(stage) for stage in known["stages"])
             return KINDS[kind](**known)
         except (TypeError, AttributeError) as error:
             raise VTError(
@@ -331,6 +333,9 @@ class Stream(Classification):
     splits hold all of them together."""
 
     stages: tuple[Task, ...] = field(default=(), repr=False)
+
+    def record(self) -> dict[str, Any]:
+        return {**super().record(), "stages": [stage.record() for stage in self.stages]}
 
 
 def check_labels(labels: Tensor, num_classes: int, axes: tuple[str, ...] = ("B",)) -> Tensor:

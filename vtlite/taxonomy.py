@@ -221,6 +221,9 @@ _TABLE: dict[str, tuple[tuple[str, str, str, str, str, str], ...]] = {
          "Learn one set of prompts per domain, and find the domain of a test image by its "
          "features.", "S-Prompts Learning with Pre-trained Transformers", "NeurIPS 2022",
          "2207.12819"),
+        ("x vfpt", "VFPT",
+         "Let some prompts of VPT-deep be Fourier transforms of what is learned.",
+         "Visual Fourier Prompt Tuning", "NeurIPS 2024", "2411.01327"),
         ("~ vpt_deep", "DePT",
          "Tune prompts and head at test time with pseudo-labels from a memory bank.",
          "Visual Prompt Tuning for Test-time Domain Adaptation", "arXiv 2022", "2210.04831"),

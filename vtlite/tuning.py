@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtlite.arguments import MOST, fits, named, seed_number
@@ -114,7 +115,11 @@ class _Trial:
 
     @torch.no_grad()
     def answers(self, backbone: Backbone) -> Any:
-        return None if self.images is None else features(backbone, self.images)
+        if self.images is None:
+            return None
+        size = about(backbone).input_size  # a method may settle what the backbone left open
+        images = self.images if size is None else F.interpolate(self.images, size)
+        return features(backbone, images)
 
     def expect_to_run(self, model: Tuned) -> None:
         """Raise `VTError` if the tuned model fails, or starts elsewhere than it should."""

@@ -73,7 +73,16 @@ SMALL: dict[str, dict[str, Any]] = {
     "spt": {"budget": 0.1, "rank": 2},
     "vera": {"rank": 16},
     "vit_adapter": {"prior_width": 4, "interactions": 2, "heads": 3},
+    "evp": {"reduction": 4},
+    "pgn": {"num_prompts": 3, "library": 5},
+    "lpt": {"num_prompts": 2, "pool": 2, "dropout": 0.0},
+    "noah": {"prompts": (3, 0), "ranks": (2, 1), "widths": (4, 2)},
+    "pro_tuning": {"reduction": 4},
+    "s_prompting": {"num_prompts": 3},
+    "vp": {"width": 4, "image_size": 32},
+    "vfpt": {"num_prompts": 4},
     "vpt_deep": {"num_prompts": 3},
+    "vpt_shallow": {"num_prompts": 3},
 }
 # What has nothing to train: no test of a step speaks of it.
 UNTRAINED = ("tda",)

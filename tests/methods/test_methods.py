@@ -33,6 +33,25 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("wise_ft", {}, 85_798_656),
     ("vpt_deep", {"num_prompts": 50}, 460_800),  # 12 blocks * 50 * 768
     ("vpt_deep", {"num_prompts": 10}, 92_160),
+    ("vpt_shallow", {"num_prompts": 50}, 38_400),
+    ("vfpt", {"num_prompts": 50}, 460_800),
+    ("vp", {}, 69_840),  # 12 * 30 * (224 - 30)
+    ("vp", {"place": "fixed"}, 2_700),
+    ("evp", {}, 63_312),  # 2 * 24 * 768 + 768 + 24, 12 * (24 * 24 + 24), 24 * (3 * 256 + 1)
+    ("evp", {"reduction": 4}, 888_192),
+    ("pro_tuning", {}, 3_926_212),  # 4 * 981,553
+    ("s_prompting", {}, 7_680),
+    ("lpt", {}, 1_029_120 - 100),  # 92,160, 921,600 and 15,360; its head has no biases
+    (
+        "noah",  # with the sums of the network published for CIFAR-100: 69, 47 and 74
+        {
+            "prompts": (10, 10, 10, 10, 10, 10, 5, 1, 1, 1, 1, 0),
+            "ranks": (10, 10, 10, 10, 5, 1, 1, 0, 0, 0, 0, 0),
+            "widths": (10, 10, 10, 10, 10, 10, 5, 5, 1, 1, 1, 1),
+        },
+        320_330,
+    ),
+    ("pgn", {}, 1_032_304),  # 307,312; 129 * 16 * 256; 256 * 768
     ("adaptformer", {}, 1_189_632),  # 12 * (2 * 768 * 64 + 64 + 768)
     ("adaptformer", {"bottleneck": 8}, 156_768),
     ("pfeiffer", {}, 156_768),

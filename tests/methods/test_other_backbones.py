@@ -31,6 +31,13 @@ DISTILLATION = tuple(short(key) for key in vt.METHODS if key.startswith("remappi
 REFUSED = {
     "resnet": {
         "vpt_deep",
+        "vpt_shallow",
+        "vfpt",
+        "evp",
+        "pgn",
+        "s_prompting",
+        "lpt",
+        "noah",
         "fact_tt",
         "fact_tk",
         "aurora",
@@ -71,6 +78,13 @@ REFUSED = {
         "path_level_eas",
         "n2n",
         "vpt_deep",
+        "vpt_shallow",
+        "vfpt",
+        "evp",
+        "pgn",
+        "s_prompting",
+        "lpt",
+        "noah",
         "fact_tt",
         "fact_tk",
         "aurora",
@@ -85,7 +99,7 @@ REFUSED = {
         "ett",
         *CNNS,
     },
-    "hybrid": {"dp_bitfit", *CNNS},
+    "hybrid": {"dp_bitfit", "evp", *CNNS},
     "deit": {*CNNS},
 }
 # They grow into a network with names of its own.

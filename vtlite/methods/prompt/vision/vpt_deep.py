@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtlite.backbones.stages import PositionsWithPrompts, attention_blocks, patch_weight
-from vtlite.method import Backbone, Method
+from vtlite.backbones.stages import PositionsWithPrompts, attention_blocks
+from vtlite.method import Backbone, Method, short
+from vtlite.methods.prompt.vision.tokens import insert, random_prompts, remove
 from vtlite.ops.prompt_attention import prompt_attention
+from vtlite.storage import VTError
 
 KNOWN = ("vtlite.backbones.vit.Block", "timm.models.vision_transformer.Block")
 
@@ -39,14 +39,17 @@ class PromptedBlock(nn.Module):
     def forward(self, x: Tensor, **named: Any) -> Tensor:
         if not self.on:
             return self.block(x, **named)
-        made = self.prompts() if isinstance(self.prompts, nn.Module) else self.prompts
-        prompts = F.dropout(made, self.dropout, self.training)
-        block: Any = self.block
+        prompts, block = self.seen(), cast(Any, self.block)
         # A variant of timm's; or the block trains as well, perhaps with dropout inside
         if not self.known or block.training or any(value is not None for value in named.values()):
             return self.concatenated(x, prompts, self.positions(named))
         x = x + block.ls1(self.attention(block.norm1(x), block.norm1(prompts)))
         return x + block.ls2(block.mlp(block.norm2(x)))
+
+    def seen(self) -> Tensor:
+        """The prompts [P, D] as the block's tokens see them."""
+        made = self.prompts() if isinstance(self.prompts, nn.Module) else self.prompts
+        return F.dropout(made, self.dropout, self.training)
 
     def attention(self, x: Tensor, prompts: Tensor) -> Tensor:
         """The block's own, with P more keys and values: x [B, N, D], prompts [P, D] -> [B, N, D]"""
@@ -63,11 +66,8 @@ class PromptedBlock(nn.Module):
     def concatenated(self, x: Tensor, prompts: Tensor, named: dict[str, Any]) -> Tensor:
         """As in the paper, for any block: the prompts of each image go through it beside its
         tokens."""
-        x = torch.cat(
-            [x[:, : self.prefix], prompts.expand(len(x), -1, -1), x[:, self.prefix :]], dim=1
-        )  # [B, N + P, D]
-        x = self.block(x, **named)
-        return torch.cat([x[:, : self.prefix], x[:, self.prefix + len(prompts) :]], dim=1)
+        x = self.block(insert(x, prompts, self.prefix), **named)  # [B, N + P, D]
+        return remove(x, prompts.shape[-2], self.prefix)
 
 
 def known(block: Any) -> bool:
@@ -80,6 +80,18 @@ def known(block: Any) -> bool:
         else ()
     )
     return name in KNOWN and all(isinstance(part, nn.Identity | nn.Dropout) for part in parts)
+
+
+def usual_blocks(backbone: Backbone, method: str, why: str) -> list[Any]:
+    """The blocks of a ViT. Raises `VTError` for another network, or where some of them are not
+    `known`, which the method needs for the reason `why`."""
+    blocks = attention_blocks(backbone, method, plain=True)
+    if not all(known(block) for block in blocks):
+        raise VTError(
+            f"{method}: expected a ViT with the usual blocks, {why}, found "
+            f"{type(backbone).__name__} with others; tune this backbone with vpt_deep or lora"
+        )
+    return blocks
 
 
 @dataclass
@@ -104,18 +116,17 @@ class VPTDeep(Method):
     dropout: float = 0.0  # on the prompts, in training
 
     def __post_init__(self) -> None:
-        self.expect(
-            self.num_prompts >= 1,
-            "num_prompts",
-            "an integer of at least 1",
-        )
+        self.expect(self.num_prompts >= 1, "num_prompts", "an integer of at least 1")
         self.expect(0 <= self.dropout < 1, "dropout", "in [0, 1)")
 
     def attach(self, backbone: Backbone) -> None:
-        blocks = attention_blocks(backbone, "vpt_deep", plain=True)
+        name = short(self.key)
+        blocks = attention_blocks(backbone, name, plain=True)
         prefix = getattr(backbone, "num_prefix_tokens", 0)
-        patches = patch_weight(backbone, "vpt_deep")  # [D, C, patch, patch]
-        bound = math.sqrt(6 / (patches[0].numel() + backbone.embed_dim))
         for i, block in enumerate(blocks):
-            prompts = torch.empty(self.num_prompts, backbone.embed_dim).uniform_(-bound, bound)
-            backbone.blocks[i] = PromptedBlock(block, prompts, prefix, self.dropout)
+            prompts = random_prompts(backbone, name, self.num_prompts)
+            backbone.blocks[i] = self.prompted(block, prompts, prefix, self.dropout)
+
+    def prompted(self, *parts: Any) -> PromptedBlock:
+        """A block with its prompts, from the arguments of `PromptedBlock`."""
+        return PromptedBlock(*parts)
