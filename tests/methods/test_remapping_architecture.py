@@ -22,6 +22,7 @@ from vtlite.methods.remapping.architecture import baselines
 from vtlite.methods.remapping.architecture.cells import (
     OPERATIONS,
     Supernet,
+    anew,
     as_kept,
     as_names,
     cell_of,
@@ -32,6 +33,8 @@ from vtlite.methods.remapping.architecture.cells import (
     strongest_cell,
 )
 from vtlite.methods.remapping.architecture.darts import DARTS, architecture_gradient
+from vtlite.methods.remapping.architecture.data import ensemble
+from vtlite.methods.remapping.architecture.sgas import score
 from vtlite.task import Classification
 
 FAMILY = [short(k) for k, cls in vt.METHODS.items() if issubclass(cls, DARTS)]
@@ -339,17 +342,27 @@ def test_a_search_finds_a_cell_and_the_found_network_has_nothing_else(name: str)
 
 
 def test_the_weights_start_again_when_the_cell_is_found() -> None:
-    """Kept weights would go on from those of the mixture."""
-    model = vt.tune(make_tiny_resnet(), "darts", task(), **SMALL["darts"])
-    searches = fit(model, epochs=1)
-    cell = cell_of(model)
-    again = vt.tune(make_tiny_resnet(), "darts", task(), cell=cell, **SMALL["darts"])
-    retrained = fit(again, epochs=1)
-    assert len(searches) == 3
-    assert len(retrained) == 1
-    assert cell_of(again) == cell
-    assert torch.equal(searched(again).kept, searched(model).kept)
-    assert abs(retrained[0]["loss"] - searches[2]["loss"]) < 1
+    """Kept weights would go on from those of the mixture; a new base would not be the backbone's."""
+    model = trained("darts")
+    net, head = searched(model), model.head
+    for part in (net.stem, net.cells, head):
+        for value in (*part.parameters(), *part.buffers()):
+            value.data.fill_(50)
+    alpha, base = net.alpha.clone(), {k: t.clone() for k, t in net.base.state_dict().items()}
+    anew(model, strongest_cell(net.weights(), net.nodes, net.names))
+    for part in (net.stem, net.cells, head):
+        for value in (*part.parameters(), *part.buffers()):
+            assert value.abs().max() <= 1
+    assert torch.equal(net.alpha, alpha)
+    assert all(torch.equal(t, base[k]) for k, t in net.base.state_dict().items())
+
+
+def test_a_cell_that_is_given_is_trained_without_a_search() -> None:
+    cell = ("sep_conv_3x3", "none", "skip_connect", "none", "dil_conv_3x3")
+    model = vt.tune(make_tiny_resnet(), "darts", task(), cell=cell, **SMALL["darts"])
+    assert cell_of(model) == cell
+    assert len(fit(model, epochs=1)) == 1
+    assert cell_of(model) == cell
 
 
 def test_the_trace_has_every_epoch_of_the_search() -> None:
@@ -391,7 +404,7 @@ def test_killed_at_random_moments_it_ends_at_the_same_result(name: str, tmp_path
     asked = task()
     whole = vt.tune(make_tiny_resnet(), name, asked, **SMALL[name])
     history = fit(whole, seed=3)
-    for moments in ((20, 31), (40, 25), (95,), (120, 13)):
+    for moments in ((20, 31), (95,)) if name != "darts" else ((20, 31), (40, 25), (95,), (120, 13)):
         part = vt.tune(make_tiny_resnet(), name, asked, **SMALL[name])
         for moment in moments:
             torn = dataclasses.replace(asked, train=Torn(asked.train, 12 + moment))
@@ -417,6 +430,229 @@ def test_a_found_network_comes_back_from_its_delta(name: str, tmp_path: Path) ->
     loaded = vt.load_delta(backbone, tmp_path / "delta")
     assert torch.equal(loaded(images), model(images))
     assert cell_of(loaded) == cell_of(model)
+
+
+# What each successor does
+# -------------------------------------------------------------------------------------------------
+def mid_search(name: str, **settings: Any) -> tuple[vt.Tuned, Any, Any]:
+    model = vt.tune(make_tiny_resnet(), name, task(), **{**SMALL[name], **settings})
+    return model, searched(model), model.method
+
+
+def test_milenas_adds_the_gradient_of_the_training_loss() -> None:
+    images, labels = batch(6)
+    grads = {}
+    for name, settings in (("darts", {}), ("milenas", {"balance": 0.5}), ("snas", {})):
+        model, net, method = mid_search(name, **settings)
+        net.alpha.data = torch.linspace(-1, 1, net.alpha.numel()).view_as(net.alpha)
+        net.held_out = [(images[5], int(labels[5]))]
+        method.backward(model, images[:4], labels[:4])
+        grads[name] = net.alpha.grad
+    # SNAS in eval mode draws no noise: its gradient is that of the training loss alone
+    torch.testing.assert_close(grads["milenas"], grads["darts"] + 0.5 * grads["snas"])
+    assert grads["darts"].sub(grads["snas"]).abs().max() > 1e-4
+
+
+def test_concrete_samples_have_their_known_moments() -> None:
+    """P(z_k is the largest) = p_k at every temperature; at temperature 1 the entries of an even
+    pair are uniform, of variance 1 / 12; near 0 the samples are one-hot, with mean p. A Gaussian in
+    place of the Gumbel noise, or noise behind the division, has other moments."""
+    net: Any = mid_search("snas", nodes=1)[1].train()
+    count = 20_000
+
+    def drawn(alpha: Tensor, temperature: float) -> Tensor:
+        net.alpha.data, net.temperature = alpha.expand(count, -1), temperature
+        return net.logits().detach().softmax(1)
+
+    alpha = torch.tensor([[1.0, 0.0, -1.0, 0.5]])
+    p = alpha.softmax(1)[0]
+    for temperature in (0.1, 1.0, 5.0):
+        largest = F.one_hot(drawn(alpha, temperature).argmax(1), 4).float().mean(0)
+        torch.testing.assert_close(largest, p, atol=0.015, rtol=0)
+    even = drawn(torch.zeros(1, 2), 1.0)[:, 0]
+    assert float(even.mean()) == pytest.approx(1 / 2, abs=0.01)
+    assert float(even.var()) == pytest.approx(1 / 12, abs=0.003)
+    sharp = drawn(alpha, 0.01)
+    torch.testing.assert_close(sharp.mean(0), p, atol=0.015, rtol=0)
+    torch.testing.assert_close(sharp.var(0), p * (1 - p), atol=0.015, rtol=0)
+
+
+def test_snas_counts_the_expected_size_and_lets_none_win() -> None:
+    model, net, method = mid_search("snas", cost=2.0)
+    images, labels = batch(6)
+    plain = mid_search("snas")[2].loss(model, images, labels)
+    sizes = [0, 0, 0, 0, 2 * (9 * 4 + 16), 9 * 4 + 16]
+    p = net.alpha.softmax(1)
+    by_hand = sum(p[e, k] * sizes[k] for e in range(5) for k in range(6)) / sizes[4] / 5
+    torch.testing.assert_close(method.loss(model, images, labels), plain + 2 * by_hand)
+    with torch.no_grad():
+        net.alpha[:, 0] = 9.0
+    assert not method.choose(net).any()
+    assert mid_search("darts")[2].choose(net).sum() == 4
+
+
+def test_data_draws_several_operations_and_divides_by_their_number() -> None:
+    _model, net, method = mid_search("data", samples=3)
+    weights = net.train().logits()
+    several = {int(n) for n in (weights.detach() > 1e-6).sum(1)}
+    assert several <= {1, 2, 3}
+    assert len(several) > 1
+    torch.testing.assert_close(weights.sum(1), torch.ones(len(weights)))
+    values = weights.detach()[weights.detach() > 1e-6]
+    assert all(min(abs(v - 1 / n) for n in (1, 2, 3)) < 1e-6 for v in values.tolist())
+    (weights * torch.randn(weights.shape)).sum().backward()
+    assert net.alpha.grad.abs().min() > 0  # through the soft samples
+    with torch.no_grad():
+        net.alpha.zero_()
+        net.alpha[:, 1], net.alpha[:, 4] = 50.0, 50.0
+    kept = torch.stack([method.choose(net) for _ in range(20)])
+    assert {int(n) for n in kept.sum(2).flatten()} == {1, 2}
+    assert not kept[..., [0, 2, 3, 5]].any()
+
+
+def test_data_draws_by_hand() -> None:
+    """The straight-through gradient of one draw is that of its softmax at the temperature."""
+    alpha = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(1)
+    code = ensemble(alpha, 1, 0.7)
+    torch.manual_seed(1)
+    u = torch.rand(5, 4, dtype=torch.float64)
+    soft = ((alpha.log_softmax(1) - (-u.log()).log()) / 0.7).softmax(1)
+    assert torch.equal(code.detach().argmax(1), soft.argmax(1))
+    weights = torch.randn(5, 4, dtype=torch.float64)
+    (found,) = torch.autograd.grad((code * weights).sum(), alpha)
+    (expected,) = torch.autograd.grad((soft * weights).sum(), alpha)
+    torch.testing.assert_close(found, expected)
+
+
+def test_darts_minus_adds_a_skip_that_fades_and_is_no_candidate() -> None:
+    _model, net, method = mid_search("darts_minus", cells=1)
+    images = batch()[0]
+    x = torch.randn(2, 4, 3, 3)
+    made = [torch.randn_like(x) for _ in range(6)]
+    method.watch(net, 0.0)
+    with_it = net.mix(made, net.alpha[0], x)
+    method.watch(net, 0.75)
+    torch.testing.assert_close(net.beta, 0.25)
+    without = sum(w * y for w, y in zip(net.alpha[0].softmax(0), made, strict=True))
+    torch.testing.assert_close(with_it, without + x)
+    torch.testing.assert_close(net.mix(made, net.alpha[0], x), without + 0.25 * x)
+    net.keep(method.choose(net), found=True)
+    found = net(images)
+    method.watch(net, 0.0)
+    assert torch.equal(net(images), found)
+
+
+def test_darts_plus_stops_at_two_skips_but_not_at_once() -> None:
+    model, net, method = mid_search("darts_plus", search_epochs=10)
+    assert not method.watch(net, 0.5)
+    with torch.no_grad():
+        net.alpha[:, 4] = 1.0
+        net.alpha[[0, 3], 1] = 2.0
+    assert method.skips(net) == 2
+    assert not method.watch(net, 0.1)
+    assert method.watch(net, 0.5)
+    fit(model, epochs=1)
+    assert net.trace.shape[0] == 10
+    assert not searched(model).trace[5:].any()  # it ended in the third epoch
+
+
+def test_darts_plus_stops_when_the_order_of_what_learns_has_settled() -> None:
+    _model, net, method = mid_search("darts_plus", search_epochs=8, patience=3)
+    learning, skips = [4, 5], [0, 1, 2, 3]
+    for epoch in range(8):
+        alpha = torch.zeros_like(net.alpha)
+        alpha[:, skips] = torch.randn(5, 4) - 9  # whose order is not looked at
+        alpha[:, learning[epoch == 2]] = 1.0 + 0.1 * epoch
+        net.alpha.data = alpha
+        assert bool(method.watch(net, epoch / 8)) == (epoch >= 6), epoch
+
+
+def test_the_search_of_darts_plus_tells_of_no_epoch_that_it_did_not_train() -> None:
+    model, net, _ = mid_search("darts_plus", search_epochs=10, most=1, begin=0.5)
+    with torch.no_grad():
+        net.alpha[[0, 3], 1] = 5.0
+    history = fit(model, epochs=1)
+    assert len(history) == 5 + 1
+    assert all(row["loss"] > 0 for row in history)
+
+
+def test_sgas_scores_by_hand() -> None:
+    weights = torch.tensor([[0.2, 0.4, 0.4], [0.2, 0.79, 0.01], [0.6, 0.2, 0.2]])
+    importance = torch.tensor([0.8, 0.8, 0.4])
+    p = torch.tensor([[0.5, 0.5], [0.9875, 0.0125], [0.5, 0.5]])
+    certainty = 1 + (p * p.log()).sum(1) / torch.tensor(2.0).log()
+    scaled = (importance - 0.4) / 0.4 * certainty / certainty.max()
+    torch.testing.assert_close(score(weights, 0, None), scaled, atol=1e-6, rtol=0)
+    before = torch.stack([weights, weights.flip(0)])
+    assert torch.equal(score(weights, 0, torch.stack([weights] * 3)), torch.zeros(3))  # all alike
+    overlap = torch.stack([torch.minimum(p, q).sum(1) for q in (p, p.flip(0))]).mean(0)
+    expected = scaled * (overlap - overlap.min()) / (overlap.max() - overlap.min()).clamp(min=1e-12)
+    torch.testing.assert_close(score(weights, 0, before), expected, atol=1e-6, rtol=0)
+
+
+def test_sgas_decides_one_edge_after_the_other_and_closes_full_nodes() -> None:
+    _model, net, method = mid_search("sgas", nodes=3, begin=0.2)
+    with torch.no_grad():
+        net.alpha.copy_(3 * torch.randn(net.alpha.shape))
+    decided = []
+    for i in range(20):
+        method.watch(net, i / 20)
+        decided.append(int((net.kept.sum(1) == 1).sum()))
+    assert decided[3] == 0
+    assert decided[4] == 1
+    assert decided[-1] == 6
+    assert all(b - a in (0, 1) for a, b in pairwise(decided))
+    for node in (2, 3, 4):
+        at = [e for e, (_, j) in enumerate(edges(3)) if j == node]
+        assert int(net.kept[at].sum()) == 2
+        assert int(net.kept[at].sum(1).max()) == 1
+    assert not net.kept[:, 0].any()
+    assert torch.equal(method.choose(net), net.kept)
+
+
+def test_sgas_keeps_the_frozen_stages_frozen() -> None:
+    """Setting the whole network to training at a decision would move their batch statistics."""
+    backbone = make_tiny_resnet()
+    model = vt.tune(backbone, "sgas", task(), **SMALL["sgas"])
+    fit(model)
+    kept = searched(model).base.state_dict()
+    assert all(torch.equal(t, backbone.state_dict()[k]) for k, t in kept.items())
+
+
+def test_p_darts_grows_and_narrows() -> None:
+    model, _net, method = mid_search("p_darts", cells=3, search_epochs=6)
+    seen = []
+    look = method.watch_stage
+
+    def watch(*values: Any) -> None:
+        look(*values)
+        network = values[0]
+        seen.append((network.active, int(network.kept.sum(1).max()), network.dropout))
+
+    object.__setattr__(method, "watch_stage", watch)
+    model.method = method
+    fit(model)
+    assert sorted({(active, left) for active, left, _ in seen}) == [(1, 6), (2, 4), (3, 2)]
+    assert {active for active, _, p in seen if p == 0} == {1}
+    assert max(p for _, _, p in seen) == 0.7
+    assert bool(searched(model).trace.sum((1, 2)).min() > 0)
+
+
+def test_p_darts_drops_skips_and_replaces_the_weakest() -> None:
+    _model, net, method = mid_search("p_darts", nodes=2, most=1)
+    with torch.no_grad():
+        net.alpha[:, 1] = torch.tensor([4.0, 3.0, 2.0, 5.0, 1.0])
+        net.alpha[:, 4] = 0.5
+    kept = method.choose(net)
+    assert as_names(kept, net.names).count("skip_connect") == 1
+    assert bool(kept[3, 1])
+    assert int(kept.sum()) == 4
+    net.train().dropout = 0.5
+    x = torch.ones(1, 4, 3, 3)
+    assert {0.0, 2.0} == {*net.operate(1, net.cells[0].edges[0][1], x).flatten().tolist()}
+    assert method.dropout(0.7, 0.0) == 0.7
+    assert method.dropout(0.7, 1.0) == pytest.approx(0.7 * 2.718281828**-3)
 
 
 # Baselines

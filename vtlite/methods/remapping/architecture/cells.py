@@ -75,6 +75,11 @@ OPERATIONS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+def gumbel_like(x: Tensor) -> Tensor:
+    """Independent Gumbel noise: -log(-log u), u ~ U(0, 1) kept away from both ends."""
+    return -(-torch.rand_like(x).clamp(1e-6, 1 - 1e-6).log()).log()
+
+
 def edges(nodes: int) -> list[tuple[int, int]]:
     """(from, to) in the order of the rows of alpha; 0 and 1 are the cell's inputs."""
     return [(i, j) for j in range(2, nodes + 2) for i in range(j)]
@@ -136,26 +141,37 @@ class Supernet(VisionBackbone):
         self.alpha = nn.Parameter(1e-3 * torch.randn(shape))
         self.register_buffer("kept", torch.ones(shape, dtype=torch.bool))
         self.register_buffer("found", torch.zeros((), dtype=torch.bool))
-        # softmax(alpha) at the end of each epoch of the search
+        # `weights` at the end of each epoch of the search
         self.register_buffer("trace", torch.zeros(epochs, *shape))
         self.active = cells  # how many of the cells are used
         self.learns = True  # whether alpha does, or the weights alone
         self.held_out: Any = None  # what alpha learns from; there only while it does
-        self.train(self.training)
+        self.look()
 
     def train(self, mode: bool = True) -> Supernet:
-        """As in torch; and read `kept`, which may have been loaded."""
+        """As in torch; and look at `kept`, which may have been loaded."""
         super().train(mode)
-        kept = torch.ones_like(self.kept, device="cpu") if self.kept.is_meta else self.kept
-        self.open = [[k for k, is_kept in enumerate(row) if is_kept] for row in kept.tolist()]
-        self.searching = self.found.is_meta or not bool(self.found)
+        self.look()
         return self
+
+    def look(self) -> None:
+        """Read off `kept` and `found` what there is to compute."""
+        real = not self.kept.is_meta
+        kept = self.kept if real else torch.ones_like(self.kept, device="cpu")
+        self.open = [[k for k, is_kept in enumerate(row) if is_kept] for row in kept.tolist()]
+        undecided = any(len(some) > 1 for some in self.open)
+        self.searching = undecided and not (real and bool(self.found))
 
     def keep(self, kept: Tensor, found: bool = False) -> None:
         """Go on with these candidates [edges, operations] alone; `found`: the search is over."""
         self.kept.copy_(kept)
         self.found.fill_(found)
-        self.train(self.training)
+        self.look()
+
+    @torch.no_grad()
+    def weights(self) -> Tensor:
+        """softmax(alpha) over the candidates that are kept [edges, operations]; 0 for others."""
+        return self.alpha.masked_fill(~self.kept, -torch.inf).softmax(1).nan_to_num(0.0)
 
     def logits(self) -> Tensor:
         """What the candidates are mixed by in this batch [edges, operations]."""
@@ -290,10 +306,10 @@ def halves(data: Any, method: str) -> tuple[Any, Any]:
     return as_items(Subset(data, order[::2]), method), as_items(Subset(data, order[1::2]), method)
 
 
-def anew(model: Tuned, kept: Tensor) -> None:
-    """End the search with these candidates [edges, operations], and start all weights again."""
+def anew(model: Tuned, kept: Tensor, found: bool = True) -> None:
+    """Go on with these candidates [edges, operations] alone, and start all weights again."""
     net = searched(model)
-    net.keep(kept, found=True)
+    net.keep(kept, found)
     for part in (net.stem, net.cells, model.head):
         for module in part.modules():
             reset: Any = getattr(module, "reset_parameters", None)
@@ -323,7 +339,7 @@ def cell_of(model: Tuned) -> tuple[str, ...]:
     net = searched(model)
     kept = net.kept
     if not bool(net.found):
-        kept = strongest_cell(net.alpha.detach().softmax(1), net.nodes, net.names)
+        kept = strongest_cell(net.weights(), net.nodes, net.names)
     return as_names(kept.cpu(), net.names)
 
 

@@ -186,9 +186,13 @@ class DARTS(Method):
     def watch(self, net: Supernet, progress: float) -> bool | None:
         """Called before each step of the search; True ends it."""
         net.learns = progress >= self.wait
-        net.trace[int(progress * len(net.trace) + 1e-6)] = net.alpha.detach().softmax(1)
+        net.trace[self.epoch(progress)] = net.weights()
         return None
+
+    def epoch(self, progress: float) -> int:
+        """Of the search, from 0."""
+        return int(progress * self.search_epochs + 1e-6)
 
     def choose(self, net: Supernet) -> Tensor:
         """What is kept of the candidates [edges, operations]."""
-        return strongest_cell(net.alpha.detach().softmax(1), self.nodes, self.operations)
+        return strongest_cell(net.weights(), self.nodes, self.operations)
