@@ -147,14 +147,16 @@ class DARTS(Method):
 
     def backward(self, model: Any, inputs: Any, targets: Any) -> Tensor:
         loss, net = super().backward(model, inputs, targets), model.network.backbone
-        if net.searching:
-            net.alpha.grad = self.by_alpha(model, inputs, targets) if net.learns else None
+        if not net.learns:
+            net.alpha.grad = None
+        elif net.searching and net.held_out is not None:
+            net.alpha.grad = self.by_alpha(model, inputs, targets)
         return loss
 
     def by_alpha(self, model: Any, inputs: Any, targets: Any) -> Tensor:
         """What alpha descends; the weights have their gradients from this batch already."""
         net = model.network.backbone
-        held_out = (inputs, targets) if net.held_out is None else net.draw(len(inputs))
+        held_out = net.draw(len(inputs))
         weights = [p for p in model.parameters() if p.grad is not None and p is not net.alpha]
         return architecture_gradient(
             net.alpha,

@@ -37,7 +37,6 @@ class DARTSMinus(DARTS):
     every epoch; without a reduction the auxiliary skip is the identity everywhere.
     """
 
-    key = "remapping/architecture/darts_minus"
     network = EasedSupernet
 
     start: float = 1.0  # of beta

@@ -35,8 +35,6 @@ class DARTSPlus(DARTS):
     either the one rule or the other; patience 0 leaves the second out.
     """
 
-    key = "remapping/architecture/darts_plus"
-
     most: int = 2  # skips that end the search
     patience: int = 10  # epochs without another order that end it; 0: never
     begin: float = 0.2  # share of the search before which it does not end

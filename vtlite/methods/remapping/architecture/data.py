@@ -57,7 +57,6 @@ class DATA(DARTS):
     default divides relu(alpha) by its sum in place of a softmax.
     """
 
-    key = "remapping/architecture/data"
     network = EnsembleSupernet
 
     samples: int = 2  # M

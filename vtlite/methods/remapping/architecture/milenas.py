@@ -24,8 +24,6 @@ class MiLeNAS(DARTS):
     weights' own backward pass leaves it.
     """
 
-    key = "remapping/architecture/milenas"
-
     balance: float = 1.0  # of the training loss against the held-out one
 
     def __post_init__(self) -> None:

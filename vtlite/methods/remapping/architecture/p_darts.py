@@ -51,7 +51,6 @@ class PDARTS(DARTS):
     between the stages.
     """
 
-    key = "remapping/architecture/p_darts"
     network = ShakenSupernet
 
     wait: float = 0.4

@@ -52,8 +52,6 @@ class SGAS(DARTS):
     with each of them, as it does there.
     """
 
-    key = "remapping/architecture/sgas"
-
     stability: bool = False  # criterion 2
     history: int = 4  # epochs that it looks back on
     begin: float = 0.18  # share of the search before the first decision

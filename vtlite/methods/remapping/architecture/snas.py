@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtlite.method import Method
 from vtlite.methods.remapping.architecture.cells import NONE, Supernet, gumbel_like
 from vtlite.methods.remapping.architecture.darts import DARTS
 
@@ -47,7 +46,6 @@ class SNAS(DARTS):
     batch, as there.
     """
 
-    key = "remapping/architecture/snas"
     network = SampledSupernet
 
     hottest: float = 1.0  # T at first
@@ -67,12 +65,6 @@ class SNAS(DARTS):
         loss, net = super().loss(model, inputs, targets), model.network.backbone
         if self.cost and net.searching:
             loss = loss + self.cost * (net.alpha.softmax(1) @ net.sizes).mean()
-        return loss
-
-    def backward(self, model: Any, inputs: Any, targets: Any) -> Tensor:
-        loss = Method.backward(self, model, inputs, targets)
-        if not model.network.backbone.learns:
-            model.network.backbone.alpha.grad = None
         return loss
 
     def watch(self, net: Any, progress: float) -> bool | None:
