@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, TensorDataset
 import vtlite as vt
 from tests.conftest import make_tiny_resnet
 from tests.methods.checks import CLASSES, SMALL, batch, trained, tuned
+from tests.test_task import tasks
 from vtlite.method import short
 from vtlite.methods.remapping.architecture import baselines
 from vtlite.methods.remapping.architecture.cells import (
@@ -654,6 +655,16 @@ def test_p_darts_drops_skips_and_replaces_the_weakest() -> None:
     assert {0.0, 2.0} == {*net.operate(1, net.cells[0].edges[0][1], x).flatten().tolist()}
     assert method.dropout(0.7, 0.0) == 0.7
     assert method.dropout(0.7, 1.0) == pytest.approx(0.7 * 2.718281828**-3)
+
+
+@pytest.mark.parametrize("kind", tasks())
+def test_every_kind_of_task_has_its_cell(kind: str, tmp_path: Path) -> None:
+    asked, backbone = tasks()[kind], make_tiny_resnet()
+    model = vt.tune(backbone, "darts", asked, **SMALL["darts"])
+    fit(model)
+    vt.save_delta(model, tmp_path / "delta")
+    again = vt.load_delta(backbone, tmp_path / "delta")
+    assert vt.evaluate(again, asked.test) == vt.evaluate(model, asked.test)
 
 
 # Baselines

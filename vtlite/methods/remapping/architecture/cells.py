@@ -360,10 +360,12 @@ def graph(cell: Sequence[str]) -> tuple[dict[str, tuple[float, float]], list[tup
     steps.append(max(steps) + 1)
     arrows += [(node, nodes + 2, "") for node in range(2, nodes + 2)]
     rows = [sum(s == step for s in steps[:i]) for i, step in enumerate(steps)]
-    places = {
-        label: (step / steps[-1], (row + 1) / (steps.count(step) + 1))
-        for label, step, row in zip(labels, steps, rows, strict=True)
-    }
+    places = {}
+    for label, step, row in zip(labels, steps, rows, strict=True):
+        height = (row + 1) / (steps.count(step) + 1)
+        if height == 0.5 and step < steps[-1]:  # in a line the arrows would hide one another
+            height += 0.22 * (-1) ** step
+        places[label] = (step / steps[-1], height)
     return places, [(labels[i], labels[j], name) for i, j, name in arrows]
 
 

@@ -105,7 +105,7 @@ class DARTS(Method):
     channels: int = 16  # of a node
     stem: int | None = None  # stages of the backbone that stay; half of them if not given
     search_epochs: int = 20  # on half of the images, before the epochs of `fit` on all of them
-    alpha_rate: float = 1.0  # how much faster than the weights alpha learns
+    alpha_rate: float = 3.0  # how much faster than the weights alpha learns
     wait: float = 0.0  # share of the search in which only the weights learn
     xi: float = 0.0  # the inner step; 0: first order
     cell: tuple[str, ...] = ()  # train this one, one text an edge, without a search
