@@ -229,3 +229,19 @@ def test_tiles_show_the_addresses_of_the_last_program() -> None:
 def test_hits_are_said_in_words() -> None:
     (ax,) = plots.hits({"a": [True, False], "b": [False, False]}, ["x", "y"]).axes
     assert [text.get_text() for text in ax.texts] == ["found", "passes", "passes", "passes"]
+
+
+def test_a_graph_has_its_points_arrows_and_one_colour_a_label() -> None:
+    points = {"a": (0.0, 0.5), "b": (0.5, 0.5), "c": (1.0, 0.5)}
+    figure = plots.graph(points, [("a", "b", "skip"), ("b", "c", "pool"), ("a", "c", "skip")])
+    (ax,) = figure.axes
+    assert [text.get_text() for text in ax.texts if text.get_text()] == ["a", "b", "c"]
+    arrows = [text for text in ax.texts if isinstance(text, Annotation)]
+    assert [(a.xyann, a.xy) for a in arrows] == [
+        (points["a"], points["b"]),
+        (points["b"], points["c"]),
+        (points["a"], points["c"]),
+    ]
+    colours = [a.arrow_patch.get_edgecolor() for a in arrows if a.arrow_patch]
+    assert colours[0] == colours[2] != colours[1]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["skip", "pool"]

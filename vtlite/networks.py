@@ -121,6 +121,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "aurora": {"rank": 6},
     "consolidator": {"num_groups": 2},
     "conv_adapter": {"reduction": 2},
+    **{
+        name: {"channels": 4, "nodes": 2, "search_epochs": 3}
+        for name in (
+            *("darts", "darts_minus", "darts_plus", "data"),
+            *("milenas", "p_darts", "sgas", "snas"),
+        )
+    },
     "dldr": {"k": 2, "snapshots": 4, "stride": 1},
     "dora": {"rank": 2},
     "dp_bitfit": {"noise_multiplier": 0.0},

@@ -236,6 +236,29 @@ def path(
     return figure
 
 
+def graph(points: dict[str, tuple[float, float]], arrows: Sequence[tuple[str, str, str]]) -> Figure:
+    """Named points and labelled arrows (from, to, label) between them, such as a cell that a search
+    has found. Each label has the colour of its own; an arrow without one is grey."""
+    figure, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
+    labels = list(dict.fromkeys(label for _, _, label in arrows if label))
+    colours = dict(zip(labels, _LINES[1:], strict=False))
+    for i, (start, end, label) in enumerate(arrows):
+        bend = 0.12 * (1 + i % 2) * (-1) ** i if label else 0.0  # so that no two lie on one another
+        colour = colours.get(label, "#BBBBBB")
+        style = {"arrowstyle": "-|>", "color": colour, "lw": 1.8 if label else 1.0}
+        more = {"connectionstyle": f"arc3,rad={bend}", "shrinkA": 18, "shrinkB": 20}
+        ax.annotate("", points[end], points[start], arrowprops={**style, **more})
+    for label, colour in colours.items():
+        ax.plot([], [], color=colour, lw=1.8, label=label)
+    box = {"boxstyle": "round", "facecolor": _TRAINED, "edgecolor": "black"}
+    for name, (x, y) in points.items():
+        ax.text(x, y, name, ha="center", va="center", bbox=box)
+    ax.set(xlim=(-0.12, 1.08), ylim=(0, 1))
+    ax.axis("off")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
 def heatmap(
     values: Tensor,
     rows: Sequence[str],

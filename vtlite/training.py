@@ -252,6 +252,8 @@ class _Run:
             loss_sum += self.one_step(step, inputs, targets) * len(inputs)
             seen += len(inputs)
             bar.update()
+        if ended and not seen:
+            return True  # there was no such epoch
         row = {
             "epoch": epoch + 1,
             "loss": loss_sum / max(1, seen),

@@ -55,6 +55,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "repadapter": {"bottleneck": 4, "dropout": 0.0},
     "kadaptation": {"n": 4},
     "aurora": {"rank": 6},
+    **{
+        name: {"channels": 4, "nodes": 2, "cells": 2, "search_epochs": 3}
+        for name in (
+            *("darts", "darts_minus", "darts_plus", "data"),
+            *("milenas", "p_darts", "sgas", "snas"),
+        )
+    },
     "dldr": {"k": 4, "snapshots": 6, "stride": 1},
     "dora": {"rank": 2},
     "dp_bitfit": {

@@ -136,6 +136,12 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("eas", {}, 85_798_656),
     ("path_level_eas", {}, 85_798_656),
     ("n2n", {}, 85_798_656),
+    # stem 768 C, inputs 12 C^2, 27 edges of 27 C + 3 C^2, alpha 54, and a head of 768 inputs: C = 256
+    ("darts", {"channels": 256}, 6_478_134),
+    *(
+        (name, {"channels": 256}, 6_478_134)  # what differs is how they search
+        for name in ("darts_minus", "darts_plus", "data", "milenas", "p_darts", "sgas", "snas")
+    ),
     ("kd", {}, 43_271_424),  # 6 blocks of 7,087,872, embeddings 742,656, norm 1,536
     *(
         (name, {}, 43_271_424)  # the same student: what connects it to its teacher is no part of it
