@@ -125,6 +125,7 @@ class FPET(AdaptFormer):
     """
 
     key = "adapter/mix/fpet"
+    lr = 1e-2
     starts_elsewhere = "half of its patches are merged from the start"
     small = {"bottleneck": 8, "scale": 1.0}
 

@@ -51,6 +51,7 @@ class CLIPAdapter(Method):
     """
 
     key = "adapter/parallel/clip_adapter"
+    lr = 3e-2
     small = {"template": "an emoji of {}"}
 
     starts_elsewhere = "the bottleneck has a share in the feature from the start"

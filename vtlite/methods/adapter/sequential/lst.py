@@ -138,7 +138,7 @@ class LST(Method):
     """
 
     key = "adapter/sequential/lst"
-    lr = 3e-3
+    lr = 3e-2
     lrs = (1e-3, 3e-3, 1e-2, 3e-2)
     small = {"reduction": 4}
 
