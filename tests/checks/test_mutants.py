@@ -34,6 +34,19 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "D -> width": "D is width",
         "2 + 2": "2 * 2 = 2 + 2",
     },
+    "bottleneck": {
+        "zero in (self.up.weight": "zeroed in another order",
+        "self.down.bias, self.up.bias, self.up.weight": "zeroed in another order",
+    },
+    "half_block": {"place <= 'after'": "'before' has returned, and 'beside' comes later"},
+    "tip_logits": {
+        "F.normalize(t) ": "dimension 1 by default, the last of a matrix",
+        "dim=1": "a matrix: its last dimension is dimension 1",
+        ".to(f)": "the type and the device of the features",
+        "keys.dtype": "features, texts and keys have one type",
+        "texts.dtype": "features, texts and keys have one type",
+        "votes.dtype": "features, texts and keys have one type",
+    },
     "lora_merge": {"D = len(merged)": "as long as the weight"},
     "kron_forward": {"shape[-1]": "a matrix: its last dimension is dimension 1"},
     "count_updates": {

@@ -30,7 +30,7 @@ def half_block(student: Answer) -> None:
     for place in ("after", "beside", "before"):
         for seed, B, N, D, scale in ((0, 2, 3, 4, 0.5), (1, 1, 4, 3, -2.0), (2, 3, 1, 5, 1.5)):
             x, *weights = randn(seed, (B, N, D), (D, D), (D, D), (D, D))
-            _place_case(student, x, weights, scale, place)
+            _place_case(student, x, [0.5 * weight for weight in weights], scale, place)
     passed(
         "half_block",
         "after the MLP",

@@ -110,7 +110,7 @@ def _ladder_case(student: Answer, seed: int, B: int, N: int, D: int, W: int, L: 
     x, gates, *weights = randn(
         seed, (B, N, D), (L,), *[(D, D)] * L, *[(W, W)] * L, *[(W, D)] * (L + 1)
     )
-    gates = 0.15 * gates
+    gates, weights = 0.15 * gates, [0.5 * weight for weight in weights]
     blocks, thin, reads = weights[:L], weights[L : 2 * L], weights[2 * L :]
     case = f"x {list(x.shape)}, {L} blocks, a ladder {W} wide"
 

@@ -91,8 +91,8 @@ def _clip_case(
         """Cut anew by reshape where the axes had to be turned, and back."""
         turned = z.reshape([z.shape[i] for i in order])
         back = [order.index(i) for i in range(4)]
-        done = _over_time(turned.permute(back), kernel)
-        return output(done.permute(order).reshape(z.shape))
+        done = _over_time(turned.permute(back), kernel) + c
+        return output(done.permute(order).reshape(z.shape), shift=0.0)
 
     joined = z.reshape(1, B * T, N, R)
     mixed = dense(_over_time(z, torch.ones_like(kernel)), torch.ones(R, R), 0.0)
@@ -142,7 +142,9 @@ def _clip_case(
         "d is missing, the bias of the first layer": output(_over_time(dense(x, D, 0.0), kernel)),
         "c is missing, the bias of the convolution": output(_over_time(z, kernel), shift=0.0),
         "u is missing, the bias of the last layer": expected - u,
-        "there is an activation; this adapter has none": output(_over_time(z, kernel).relu()),
+        "there is an activation; this adapter has none": output(
+            (_over_time(z, kernel) + c).relu(), shift=0.0
+        ),
         "there is an activation in front of the convolution; this adapter has none": output(
             _over_time(z.relu(), kernel)
         ),

@@ -160,7 +160,7 @@ def _query_case(
         "P is added to what its queries read; this is attention alone": P + right[1],
     }
     for i, name in enumerate(("out", "read")):
-        mistakes = {text: wrong[i] for text, wrong in pairs.items()} | (alone if i else {})
+        mistakes = (alone if i else {}) | {text: wrong[i] for text, wrong in pairs.items()}
         same(
             f"{name} for {case}",
             found[i],

@@ -123,17 +123,17 @@ def _mistakes(forward: Forward, own: list[Tensor], expected: int) -> dict[str, i
     free = [t for t in kept if memory(t) not in mine]
     once = {memory(t): t for t in free}.values()
     mistakes = {
+        "a view keeps the whole memory behind it: untyped_storage().nbytes(), not numel()": sum(
+            map(cut, once)
+        ),
         "a memory that is kept twice, by two operations or as two views, is there once": sum(
             map(whole, free)
         ),
         "a tensor that is kept twice is there once": sum(map(cut, free)),
-        "a view keeps the whole memory behind it: untyped_storage().nbytes(), not numel()": sum(
-            map(cut, once)
-        ),
-        "x, W and V are there anyway: leave out what lies in the memory of `own`": sum(
+        "x, W and V are there anyway, and what is kept of them is often a view, another tensor in the same memory: compare memories, not tensors": sum(
             map(whole, {memory(t): t for t in kept}.values())
         ),
-        "what is kept of W is often a view of it, another tensor in the same memory: compare memories, not tensors": sum(
+        "part of x, W and V is counted, a view of them: compare memories, not tensors": sum(
             map(whole, {memory(t): t for t in kept if not any(t is o for o in own)}.values())
         ),
         "you count tensors, not bytes": len(once),

@@ -146,7 +146,8 @@ class Part:
     def __call__(self, x: Tensor) -> Tensor:
         self.seen.append(x.detach().clone())
         weight = self.weight.to(x)
-        y = torch.sin((x - 0.5 * x.mean(1, keepdim=True)) @ weight.T)
+        mean = x.mean(1, keepdim=True) @ weight.T
+        y = torch.sin(x @ weight.T - 0.5 * mean)
         self.graph |= y.requires_grad
         return y
 
