@@ -47,6 +47,23 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "texts.dtype": "features, texts and keys have one type",
         "votes.dtype": "features, texts and keys have one type",
     },
+    "st_adapter": {
+        "permute(0, -1, 1, 2)": "four dimensions: dimension -1 is dimension 3",
+        "permute(0, 3, 1, -2)": "four dimensions: dimension -2 is dimension 2",
+        "permute(0, -2, 3, 1)": "four dimensions: dimension -2 is dimension 2",
+        "permute(0, 2, -1, 1)": "four dimensions: dimension -1 is dimension 3",
+        "z[..., -1]": "a dimension of size one",
+    },
+    "vqt_attention": {
+        "dim=2": "three dimensions: the last is dimension 2",
+        "unflatten(2,": "three dimensions: the last is dimension 2",
+        "len(q)": "one for each image",
+        "len(k)": "one for each image",
+        "len(v)": "one for each image",
+        "transpose(2, 1)": "exchanging knows no order",
+        "transpose(1, -2)": "four dimensions: dimension -2 is dimension 2",
+        "flatten(-2)": "four dimensions: dimension -2 is dimension 2",
+    },
     "lora_merge": {"D = len(merged)": "as long as the weight"},
     "kron_forward": {"shape[-1]": "a matrix: its last dimension is dimension 1"},
     "count_updates": {

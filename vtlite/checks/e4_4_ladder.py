@@ -142,6 +142,11 @@ def _ladder_case(student: Answer, seed: int, B: int, N: int, D: int, W: int, L: 
         "the trunk's weights may ask for gradients: run its blocks under torch.no_grad(); a detach()"
         " behind a block comes too late, when its graph is built and kept",
     )
+    expect(
+        all(part.weight.requires_grad for part in trunk + side),
+        f"{case}: expected the blocks' weights as they were, found requires_grad changed",
+        "you freeze weights that are not yours; under torch.no_grad() none need be frozen",
+    )
     for name, group in (("trunk", trunk), ("side", side)):
         counts = [len(part.seen) for part in group]
         expect(

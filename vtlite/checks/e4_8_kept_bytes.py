@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtlite.checks.base import expect, passed, randn, same
+from vtlite.checks.base import expect, fail, passed, randn, same
 from vtlite.checks.harness import Answer, check
 from vtlite.checks.inputs import Forward
 
 # What each kind of pass keeps beside x, W and V: memories of [B, N, R] and of [B, N, M] numbers,
 # and of [B, N, R] single bytes; first if W trains, then if W is frozen and V trains.
 _KEPT: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
-    "linear": ((0, 0, 0), (0, 0, 0)),
     "relu": ((1, 0, 0), (1, 0, 0)),  # what ReLU gives: for itself, and for the layer behind it
     "gelu": ((2, 0, 0), (1, 0, 0)),  # what goes in as well, unless nothing before it trains
     "piece": ((1, 0, 0), (0, 0, 0)),  # of one token; its memory is that of all
@@ -20,6 +19,7 @@ _KEPT: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "chain": ((3, 0, 0), (0, 0, 0)),
     "head": ((0, 1, 0), (0, 1, 0)),
     "frozen": ((0, 0, 0), (0, 0, 0)),
+    "linear": ((0, 0, 0), (0, 0, 0)),
 }
 
 
@@ -28,8 +28,8 @@ def kept_bytes(student: Answer) -> None:
     """4.8: `kept_bytes(call, own)` -> bytes that the forward pass `call` keeps for the backward
     pass, beside `own`."""
     for seed, B, N, R, M, dtype in (
-        (0, 2, 5, 6, 3, torch.float32),
-        (1, 1, 3, 9, 4, torch.float64),
+        (0, 2, 5, 9, 3, torch.float32),
+        (1, 1, 3, 6, 4, torch.float64),
         (2, 3, 1, 12, 5, torch.bfloat16),
     ):
         x, W, V = (t.to(dtype) for t in randn(seed, (B, N, 4), (R, 4), (M, R)))
@@ -41,14 +41,15 @@ def kept_bytes(student: Answer) -> None:
         # Three views of one memory, and the product of two of them, a third as large.
         thirds = x.element_size() * B * N * (R + R // 3)
         _pass_case(student, "thirds", x, W, V, True, thirds)
-        _pass_case(student, "linear", x, W, V, True, x.element_size() * x.numel(), foreign=True)
+        everything = x.element_size() * (B + 1) * N * 4
+        _pass_case(student, "linear", x, W, V, True, everything, foreign=True)
     passed(
         "kept_bytes",
         "nine forward passes",
         "bytes of every type",
-        "a memory that is kept twice",
-        "views",
+        "a memory that is kept twice and views",
         "what is the network's own",
+        "a backward pass afterwards",
         "frozen parts",
         "one pass and no backward pass",
         "hooks removed",
@@ -66,7 +67,8 @@ def _pass_case(
     foreign: bool = False,
 ) -> None:
     """`foreign`: x is not among the pass's own tensors."""
-    x, W, V = x.clone(), W.clone().requires_grad_(trains), V.clone().requires_grad_()
+    x = torch.cat([x[:1], x])[1:]  # cut out of a larger memory, as images out of a data set
+    W, V = W.clone().requires_grad_(trains), V.clone().requires_grad_()
     own = [W, V] if foreign else [x, W, V]
     forward = Forward(kind, x, W, V)
     found = student(forward, own)
@@ -84,6 +86,16 @@ def _pass_case(
         f"{case}: expected no backward pass, found gradients",
         "what is kept is counted while the forward pass keeps it; a backward pass frees it",
     )
+    try:
+        if forward.out.requires_grad:
+            forward.out.sum().backward()
+    except Exception as error:
+        fail(
+            f"{case}: expected a backward pass that works afterwards, found an error:"
+            f" {str(error).splitlines()[0]}",
+            "what pack returns is what unpack gets, and unpack has to give the tensor back: return"
+            " it from both",
+        )
     expect(
         not hooked,
         f"{case}: expected no hooks afterwards, found yours still at work",
@@ -122,6 +134,7 @@ def _mistakes(forward: Forward, own: list[Tensor], expected: int) -> dict[str, i
     mine = {memory(t) for t in own}
     free = [t for t in kept if memory(t) not in mine]
     once = {memory(t): t for t in free}.values()
+    begins = {t.data_ptr() for t in own}
     mistakes = {
         "a view keeps the whole memory behind it: untyped_storage().nbytes(), not numel()": sum(
             map(cut, once)
@@ -135,6 +148,9 @@ def _mistakes(forward: Forward, own: list[Tensor], expected: int) -> dict[str, i
         ),
         "part of x, W and V is counted, a view of them: compare memories, not tensors": sum(
             map(whole, {memory(t): t for t in kept if not any(t is o for o in own)}.values())
+        ),
+        "data_ptr() is where a view begins, and a tensor of `own` may be one: compare untyped_storage().data_ptr()": sum(
+            map(whole, {memory(t): t for t in kept if memory(t) not in begins}.values())
         ),
         "you count tensors, not bytes": len(once),
         "you count numbers, not bytes: element_size() tells how long one is": sum(

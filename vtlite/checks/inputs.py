@@ -162,7 +162,8 @@ class Forward:
 
     def __call__(self) -> Tensor:
         self.calls += 1
-        return self.run()
+        self.out = self.run()
+        return self.out
 
     def linear(self) -> Tensor:
         return self.x @ self.W.T

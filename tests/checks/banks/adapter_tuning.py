@@ -589,6 +589,15 @@ def bytes_before(call: Callable[[], Tensor], own: Any) -> int:
     return bytes_kept()(lambda: torch.zeros(1), own)
 
 
+def bytes_lost(call: Callable[[], Tensor], own: Any) -> int:
+    found: dict[int, int] = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: found.__setitem__(memory(t), whole(t)), lambda t: t
+    ):
+        call()
+    return sum(n for place, n in found.items() if place not in {memory(t) for t in own})
+
+
 def bytes_and_backward(call: Callable[[], Tensor], own: Any) -> int:
     def run() -> Tensor:
         out = call()
@@ -999,6 +1008,11 @@ WRONG: dict[str, dict[str, tuple[Any, str]]] = {
         ),
         "before the block": (bytes_before, "inside the with block"),
         "two passes": (bytes_kept(calls=2), "expected"),
+        "weights by where they begin": (
+            bytes_kept(mine=lambda t, own: memory(t) in {o.data_ptr() for o in own}),
+            "where a view begins",
+        ),
+        "gives nothing back": (bytes_lost, "give the tensor back"),
         "leaves are own": (
             bytes_kept(mine=lambda t, own: t.grad_fn is None and t._base is None),
             "expected",
