@@ -14,6 +14,14 @@ from vtlite.checks.e2_4_l2_sp_penalty import l2_sp_penalty
 from vtlite.checks.e2_5_lp_ft_lrs import lp_ft_lrs
 from vtlite.checks.e2_6_wise_ft import wise_ft
 from vtlite.checks.e2_7_count_vit import count_vit
+from vtlite.checks.e4_1_bottleneck import bottleneck
+from vtlite.checks.e4_2_half_block import half_block
+from vtlite.checks.e4_3_repadapter_merge import repadapter_merge
+from vtlite.checks.e4_4_ladder import ladder
+from vtlite.checks.e4_5_st_adapter import st_adapter
+from vtlite.checks.e4_6_tip_logits import tip_logits
+from vtlite.checks.e4_7_vqt_attention import vqt_attention
+from vtlite.checks.e4_8_kept_bytes import kept_bytes
 from vtlite.checks.e5_1_bitfit import bitfit
 from vtlite.checks.e5_2_lora_forward import lora_forward
 from vtlite.checks.e5_3_lora_merge import lora_merge
@@ -33,15 +41,19 @@ __all__ = [
     "CheckFailed",
     "attention_fake",
     "bitfit",
+    "bottleneck",
     "cached_features",
     "count_updates",
     "count_vit",
     "dylora_forward",
     "freeze_except",
+    "half_block",
     "kd_gradient",
+    "kept_bytes",
     "kron_backward",
     "kron_forward",
     "l2_sp_penalty",
+    "ladder",
     "layerwise_lrs",
     "lora_forward",
     "lora_linear_backward",
@@ -49,7 +61,11 @@ __all__ = [
     "lp_ft_lrs",
     "online_attention",
     "private_gradient",
+    "repadapter_merge",
     "ssf_merge",
+    "st_adapter",
     "tile_places",
+    "tip_logits",
+    "vqt_attention",
     "wise_ft",
 ]

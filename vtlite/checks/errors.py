@@ -47,6 +47,17 @@ _SENTENCES: tuple[tuple[type[BaseException], str, str], ...] = (
     ),
     (
         RuntimeError,
+        r"Inference tensors cannot be saved",
+        "inference_mode makes tensors that no graph can use later: torch.no_grad() does not",
+    ),
+    (
+        RuntimeError,
+        r"needed for gradient computation has been modified",
+        "you write into a tensor (+=, add_) that autograd still needs for a gradient: make a new"
+        " one",
+    ),
+    (
+        RuntimeError,
         r"in-place|inplace|written-to|single memory location|leaf Variable|inference",
         "you write into a tensor that you were given: make a new one",
     ),

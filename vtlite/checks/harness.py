@@ -366,7 +366,13 @@ def gradients(
     if not out.requires_grad:
         return zeros
     (weights,) = randn(99, tuple(out.shape))
-    grads = torch.autograd.grad((out * weights).sum(), list(leaves.values()), allow_unused=True)
+    try:
+        grads = torch.autograd.grad((out * weights).sum(), list(leaves.values()), allow_unused=True)
+    except RuntimeError as error:  # raised by PyTorch only now, long after the answer's own line
+        fail(
+            f"expected a gradient, found an error: {str(error).splitlines()[0]}",
+            sentence(error),
+        )
     return {
         name: zeros[name] if grad is None else grad
         for name, grad in zip(leaves, grads, strict=True)

@@ -132,6 +132,72 @@ class Blocks:
                 t.fill_(torch.nan)
 
 
+class Part:
+    """A piece of a network, [B, N, K] -> [B, N, M]: its weight is [M, K], its tokens see the others
+    of their image, and it is in the type and on the device of what goes in.
+
+    `seen`: what went in; `graph`: whether what came out had a graph.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight, self.graph = weight, False
+        self.seen: list[Tensor] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.seen.append(x.detach().clone())
+        weight = self.weight.to(x)
+        mean = x.mean(1, keepdim=True) @ weight.T
+        y = torch.sin(x @ weight.T - 0.5 * mean)
+        self.graph |= y.requires_grad
+        return y
+
+
+class Forward:
+    """A forward pass of some kind over tokens [B, N, K], without arguments, that counts how often
+    it runs; W is [R, K], V is [M, R]."""
+
+    def __init__(self, kind: str, x: Tensor, W: Tensor, V: Tensor) -> None:
+        self.run = getattr(self, kind)
+        self.x, self.W, self.V, self.calls = x, W, V, 0
+
+    def __call__(self) -> Tensor:
+        self.calls += 1
+        self.out = self.run()
+        return self.out
+
+    def linear(self) -> Tensor:
+        return self.x @ self.W.T
+
+    def relu(self) -> Tensor:
+        return self.linear().relu() @ self.V.T
+
+    def gelu(self) -> Tensor:
+        return nn.functional.gelu(self.linear()) @ self.V.T
+
+    def thirds(self) -> Tensor:
+        q, k, v = self.linear().chunk(3, dim=-1)
+        return q * k * v
+
+    def piece(self) -> Tensor:
+        return self.linear()[:, :1].square()
+
+    def chosen(self) -> Tensor:
+        z = self.linear()
+        return torch.where(z > 0, z, 2 * z)
+
+    def chain(self) -> Tensor:
+        return self.linear().sigmoid().sigmoid().sigmoid()
+
+    def head(self) -> Tensor:
+        with torch.no_grad():
+            features = self.relu()
+        return features @ self.V
+
+    def frozen(self) -> Tensor:
+        with torch.no_grad():
+            return self.gelu()
+
+
 def toy_biases() -> nn.Module:
     """A network with biases of all kinds, and names that only look like one."""
     with torch.random.fork_rng(devices=[]):
