@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vtlite as vt
-from vtlite.plots_tasks import answer, show_task
+from vtlite.plots_tasks import answer, show_answers, show_kernels, show_task
 from vtlite.task import Classification
 
 
@@ -63,3 +63,23 @@ def test_a_stream_has_a_row_for_each_stage_and_its_normalisation_is_undone() -> 
 def test_a_task_without_images_is_a_sentence() -> None:
     with pytest.raises(vt.VTError, match="expected a task with training images, found 'empty'"):
         show_task(Classification("empty", ("a",)))
+
+
+def test_answers_stand_under_the_true_masks() -> None:
+    task: Any = vt.load_task("emoji-masks")
+    answers = {"nothing": torch.zeros(3, 32, 32), "all": torch.ones(3, 32, 32)}
+    axes = show_answers(task, task.test, answers).axes
+    assert [ax.get_ylabel() for ax in axes[::3]] == ["image", "truth", "nothing", "all"]
+    drawn = [torch.as_tensor(ax.get_images()[0].get_array()) for ax in axes]
+    assert (drawn[4] == task.test[1][1]).all()
+    assert not drawn[7].any()
+    assert drawn[10].all()
+
+
+def test_kernels_are_columns_with_one_scale_each() -> None:
+    kernels = torch.randn(2, 3, 3, 3)
+    axes = show_kernels(kernels).axes
+    assert [ax.get_ylabel() for ax in axes[::2]] == ["frame t-1", "frame t", "frame t+1"]
+    image = axes[3].get_images()[0]
+    assert torch.allclose(torch.as_tensor(image.get_array()), kernels[1, 1])
+    assert image.get_clim()[1] == pytest.approx(kernels[1].abs().max().item())

@@ -116,3 +116,34 @@ def _draw(ax: Axes, image: Tensor, data: Any) -> None:
 
 def _name_row(ax: Axes, name: str) -> None:
     ax.set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
+
+
+def show_answers(task: Segmentation, data: Any, answers: dict[str, Tensor]) -> Figure:
+    """Images of `data`, their true masks, and under these the masks [N, H, W] that each network
+    gives, one row per name."""
+    columns = len(next(iter(answers.values())))
+    figure, axes = _grid(len(answers) + 2, columns, 1.15)
+    colours = ListedColormap(["#FFFFFF", *plt.get_cmap("tab10").colors][: task.num_classes])  # type: ignore[attr-defined]
+    for i in range(columns):
+        image, mask = data[i]
+        _draw(axes[0, i], image, data)
+        for ax, shown in zip(axes[1:, i], (mask, *(a[i] for a in answers.values())), strict=True):
+            ax.imshow(shown.numpy(), cmap=colours, vmin=-0.5, vmax=task.num_classes - 0.5)
+            ax.spines[:].set_visible(True)
+    for ax, name in zip(axes[:, 0], ("image", "truth", *answers), strict=True):
+        _name_row(ax, name)
+    return figure
+
+
+def show_kernels(kernels: Tensor) -> Figure:
+    """Kernels over time and places [N, T, h, w]: a column each, frame below frame; blue takes away,
+    red adds."""
+    frames = kernels.shape[1]
+    figure, axes = _grid(frames, len(kernels), 1.25)
+    for column, kernel in zip(axes.T, kernels, strict=True):
+        most = float(kernel.abs().max())
+        for ax, place in zip(column, kernel, strict=True):
+            ax.imshow(place.numpy(), cmap="RdBu_r", vmin=-most, vmax=most)
+    for ax, t in zip(axes[:, 0], range(-(frames // 2), frames), strict=False):
+        _name_row(ax, f"frame t{t:+d}" if t else "frame t")
+    return figure

@@ -84,7 +84,9 @@ class AIM(Method):
     14,201,856 with a second adapter, which comes with a skip before the attention along time. The
     attention runs twice, which costs. With frames=1 it is the form for images, which sees each frame by
     itself, without T: 7,100,928 and the norm. The original also drops T and M at random in training. Where a branch has a gain
-    (LayerScale), T stands after it, S and M before.
+    (LayerScale), T stands after it, S and M before. With the embedded backbone and 800 clips of
+    emoji-motion it learns the clips by heart and stays at chance on validation clips, at rates of
+    1e-3, 3e-3 and 1e-2, with `before_time` and a scale of 1, and with batches of ten.
     """
 
     key = "adapter/parallel/aim"

@@ -45,9 +45,9 @@ class CLIPAdapter(Method):
     and U start as layers of PyTorch, so the first answers are not CLIP's. Gao et al.,
     "CLIP-Adapter: Better Vision-Language Models with Feature Adapters", IJCV 2024, arXiv
     2110.04544; github.com/gaopengcuhk/CLIP-Adapter. On CLIP's ViT-B/16 (E = 512): 131,072
-    parameters. The paper chooses the ratio for each data set, and the released code reports the
-    best on test images: choose it on validation images. A second adapter on the texts, which the
-    paper finds no better, is not here.
+    parameters. The paper chooses the ratio for each data set, where the released file has 0.2 fixed:
+    choose it on validation images. A second adapter on the texts, which the paper finds no better,
+    is not here.
     """
 
     key = "adapter/parallel/clip_adapter"
