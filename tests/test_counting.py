@@ -56,6 +56,31 @@ def test_bytes_of_a_step_are_counted_by_hand(small: VisionTransformer) -> None:
     assert rows["linear"]["bytes"] == 4 * B * (D + C)  # features and probabilities
 
 
+def test_the_peak_is_the_most_that_is_alive_at_once() -> None:
+    x, weight = torch.ones(4, 8, requires_grad=True), torch.ones(8, 16, requires_grad=True)
+    with accounting._Live() as live:
+        ((x @ weight).relu() @ weight.T).sum().backward()
+    # at the last product backwards: relu [4, 16] is gone, the gradients of x and of weight, twice
+    # (their sum is made of two), are there
+    assert live.peak >= 4 * (2 * 8 * 16)
+    with accounting._Live() as live:
+        ((x.detach() @ weight.detach()).relu() @ weight.detach().T).sum()
+    assert live.peak == 4 * (2 * 4 * 16)  # a product and what ReLU makes of it, no more
+    with accounting._Live() as live:
+        for _ in range(5):
+            x = x.detach() * 2
+    assert live.peak == 4 * (2 * 4 * 8)  # what is let go counts no longer
+
+
+def test_a_ladder_and_queries_need_less_at_once_than_a_gradient_through_all(
+    small: VisionTransformer,
+) -> None:
+    rows = by_name(small, "full", "lora", "adaptformer", "lst", "vqt")
+    peak = {name: row["peak"] for name, row in rows.items()}
+    assert all(row["peak"] >= row["bytes"] for row in rows.values())
+    assert max(peak["lst"], peak["vqt"]) < min(peak["lora"], peak["adaptformer"]) < peak["full"]
+
+
 def test_a_bound_keeps_what_it_must(small: VisionTransformer) -> None:
     rows = by_name(small, "lora", "bitfit")
     first = 4 * B * N * (D + 2)  # of block 0's norm: nothing below it wants a gradient
@@ -73,6 +98,7 @@ def test_the_meta_device_counts_what_a_cpu_does(
         model = counting.tuned(tiny_backbone, name, C)
         assert accounting.step_flops(model, images, labels) == row["flops"]
         assert accounting.step_bytes(model, images, labels) == pytest.approx(row["bytes"], rel=1e-3)
+        assert accounting.step_peak(model, images, labels) == pytest.approx(row["peak"], rel=0.05)
 
 
 def test_bounds_are_those_of_methods() -> None:

@@ -66,7 +66,7 @@ SURVEY = {
         "KD|FitNet|Attention transfer|Activation boundaries|Normalised KD|DFA|DKD|RKD",
         "Student|AdaIN",
     ),
-    "remapping/weight": ("Net2Wider|Net2Deeper|EAS|N2N|NASH|Path-level EAS", ""),
+    "remapping/weight": ("Net2Wider|Net2Deeper|Block expansion|EAS|N2N|NASH|Path-level EAS", ""),
     "remapping/architecture": ("DARTS|SNAS|P-DARTS|DARTS+|SGAS|MiLeNAS|DARTS-|DATA", "DATA-GS"),
 }
 EXTRA = {
@@ -86,6 +86,7 @@ EXTRA = {
     *("Houlsby adapter", "Pfeiffer adapter", "Residual adapter (parallel)"),
     *("DoRA", "VeRA", "GPS", "SPT"),
     *("Attention transfer", "DKD", "RKD"),
+    "Block expansion",
 }
 KEYS = [system.key for system in SYSTEMS if system.key]
 

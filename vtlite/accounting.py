@@ -18,8 +18,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from vtlite.method import Tuned, count_parameters
@@ -36,6 +39,7 @@ __all__ = [
     "latency_ratio",
     "step_bytes",
     "step_flops",
+    "step_peak",
     "step_ratio",
     "step_ratios",
     "step_time",
@@ -121,6 +125,36 @@ def step_bytes(model: Tuned, images: Tensor, labels: Tensor) -> int:
     model = copy.deepcopy(model).train()
     own = (*model.parameters(), *model.buffers(), images, labels)
     return kept_bytes(lambda: model.method.backward(model, images, labels), own)
+
+
+class _Live(TorchDispatchMode):
+    """Remembers the most bytes that were alive at once, of memory made while it watches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak, self._alive = 0, dict[int, tuple[StorageWeakRef, int]]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        old = {t.untyped_storage()._cdata for t in given} - self._alive.keys()
+        out = func(*args, **(kwargs or {}))
+        self._alive = {k: alive for k, alive in self._alive.items() if not alive[0].expired()}
+        for t in tree_leaves(out):
+            if isinstance(t, Tensor) and t.untyped_storage()._cdata not in old:
+                storage = t.untyped_storage()
+                self._alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        return out
+
+
+def step_peak(model: Tuned, images: Tensor, labels: Tensor) -> int:
+    """The most bytes that a training step (forward and backward, with its gradients) has alive at
+    once beside parameters and images: what is kept for the backward pass, and what operations need
+    on their way. On the meta device nothing is computed, and the bytes are the same."""
+    model = copy.deepcopy(model).train()
+    with _FusedAttention(), _Live() as live:
+        model.method.backward(model, images, labels)
+    return live.peak
 
 
 def step_time(model: Tuned, images: Tensor, labels: Tensor, repeats: int = 7) -> float:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import vtlite as vt
-from vtlite.accounting import step_bytes, step_flops, step_ratios
+from vtlite.accounting import step_bytes, step_flops, step_peak, step_ratios
 from vtlite.backbones.stages import stage_names
 from vtlite.method import Tuned, short
 from vtlite.methods.parameter.both.spt import Budget
@@ -66,6 +66,16 @@ BOUNDS: dict[str, Bound | str] = {
     "wise_ft": "full",
     "vpt_deep": Bound("blocks.0.attn.qkv"),
     "adaptformer": Bound("blocks.0.mlp.fc2"),
+    "fpet": Bound("blocks.0.mlp.fc2"),
+    "houlsby": _BOTTLENECKS,
+    "pfeiffer": Bound("blocks.0.mlp.fc2", outputs=("fc2",)),
+    "repadapter": Bound("blocks.0.norm1", inputs=("qkv", "fc1")),
+    "mona": _BOTTLENECKS,
+    "convpass": Bound("blocks.0.attn.proj", inputs=("qkv", "fc1")),
+    "consolidator": Bound("patch_embed.proj", inputs=LINEAR),
+    "lst": "lst",
+    "dtl": "dtl",
+    "vqt": "vqt",
     "bitfit": "bitfit",
     "dp_bitfit": "bitfit",
     "adapterbias": Bound("blocks.0.mlp.fc2", inputs=("fc2",)),
@@ -99,6 +109,8 @@ REMARKS = {
     "vera": "Its own products: 256 random directions for queries and values.",
     "krona": "What lies between its two thin products is kept, as large as the input for each of q "
     "and v; to make it again would be a seventh product beside its six.",
+    "mona": "Its convolutions keep what enters each of them, and its two gains the tokens before and "
+    "after a norm.",
     "phm_adapter": "As in KronA: what lies between the two products of each projection is kept.",
     "dldr": "It needs the gradient of every weight, and keeps the weights it has moved: to make "
     "them again would read its 40 directions, 13.7 GB, a second time.",
@@ -199,6 +211,7 @@ def count(backbone: nn.Module, names: Iterable[str], batch: int, num_classes: in
     for name in names:
         (flops, kept), (bound_flops, bound_bytes) = costs(name), costs(BOUNDS[name])
         row: Row = {"method": name, "flops": flops, "bytes": kept}
+        row["peak"] = step_peak(tuned(backbone, name, num_classes), images, labels)
         rows.append(row | {"bound_flops": bound_flops, "bound_bytes": bound_bytes})
     return rows
 
@@ -247,8 +260,9 @@ def table(rows: list[Row]) -> str:
     """The rows as a Markdown table, relative to full fine-tuning and to the bound."""
     full = next(row for row in rows if row["method"] == "full")
     lines = [
-        "| | operations / full | bytes / full | operations / bound | bytes / bound | step / full | |",
-        "|---|---:|---:|---:|---:|---:|---|",
+        "| | operations / full | bytes / full | peak / full | operations / bound | bytes / bound |"
+        " step / full | |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows:
         ratios = [
@@ -256,6 +270,7 @@ def table(rows: list[Row]) -> str:
             for whole in ("full", "bound")
             for what in ("flops", "bytes")
         ]
+        ratios.insert(2, row["peak"] / full["peak"])
         cells = [row["method"], *(f"{ratio:.2f}" for ratio in ratios)]
         cells.append(f"{row['step']:.2f}" if "step" in row else "")
         cells.append(REMARKS.get(row["method"], "") if above_bound(row) else "")

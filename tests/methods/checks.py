@@ -23,6 +23,7 @@ CLASSES = 3
 SMALL: dict[str, dict[str, Any]] = {
     "adaptformer": {"bottleneck": 4, "dropout": 0.0},
     "consolidator": {"num_groups": 6},
+    "block_expansion": {"every": 1},
     "clip_adapter": {"reduction": 2, "ratio": 0.6},
     "conv_adapter": {"reduction": 4},
     "convpass": {"bottleneck": 4, "dropout": 0.0},

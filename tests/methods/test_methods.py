@@ -99,6 +99,9 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("gps", {"k": 2}, 251_136),
     ("spt", {}, 425_272),  # 0.5% of 12 blocks of 7,087,872
     ("ssf", {}, 205_824),  # V-PETL Bench: 0.21 M
+    ("net2wider", {}, 142_458_624),  # and 12 * (2 * 3072 * 768 + 3072)
+    ("net2deeper", {}, 128_325_888),  # and 6 blocks of 7,087,872
+    ("block_expansion", {}, 21_263_616),  # 3 of them
     ("kd", {}, 43_271_424),  # 6 blocks of 7,087,872, embeddings 742,656, norm 1,536
 ]
 # The same on ResNet-50, for what changes 3x3 convolutions.

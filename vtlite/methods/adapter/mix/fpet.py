@@ -53,10 +53,13 @@ def matching(metric: Tensor, prefix: int, ratio: float) -> tuple[Tensor, Tensor,
     """
     patches = metric.shape[1] - prefix
     height = max(1, round((patches * ratio) ** 0.5))
-    place = torch.arange(patches, device=metric.device)
+    place = torch.arange(patches, device="cpu")  # the colours are no question to a device
     even = (place // (patches // height) + place % (patches // height)) % 2 == 0
     goes, stays = (place[colour] + prefix for colour in (even, ~even))
-    stays = torch.cat([torch.arange(prefix, device=metric.device), stays])
+    goes, stays = (
+        goes.to(metric.device),
+        torch.cat([torch.arange(prefix, device="cpu"), stays]).to(metric.device),
+    )
     unit = metric / metric.norm(dim=-1, keepdim=True)
     scores = unit[:, goes] @ unit[:, stays].mT
     scores = torch.cat(

@@ -1,0 +1,198 @@
+"""Steps by which a network grows and computes what it did before: a wider layer, a deeper block.
+
+Chen, Goodfellow, Shlens, "Net2Net: Accelerating Learning via Knowledge Transfer", ICLR 2016, arXiv
+1511.05641. Everything is exact in eval mode, up to rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtlite.backbones.stages import attention_blocks, has_part, stages
+from vtlite.method import Backbone
+from vtlite.storage import VTError
+
+# What makes the units inside a block, what norms them, and what alone reads them.
+INSIDE = (("fc1", "", "fc2"), ("conv1", "bn1", "conv2"), ("conv2", "bn2", "conv3"))
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A width that only two layers of a block know: `producer` gives it, `consumer` takes it, and
+    between them each unit goes its own way, perhaps through a batch norm."""
+
+    block: Any
+    producer: str
+    norm: str
+    consumer: str
+
+    @property
+    def width(self) -> int:
+        return len(getattr(self.block, self.producer).weight)
+
+    def layers(self) -> tuple[Any, Any]:
+        return getattr(self.block, self.producer), getattr(self.block, self.consumer)
+
+    def may_widen(self) -> bool:
+        """Whether nothing else reads the units, or mixes them on their way."""
+        names = self.producer, self.norm, self.consumer
+        if not all(has_part(self.block, name) for name in names):
+            return False
+        producer, consumer = self.layers()
+        plain = type(producer) is type(consumer) and type(producer) in (nn.Linear, nn.Conv2d)
+        if not plain or producer.weight.shape[0] != consumer.weight.shape[1]:
+            return False  # a grouped convolution's kernel and a gated MLP's are smaller
+        if getattr(producer, "groups", 1) > 1:
+            return False
+        if self.norm:
+            norm, pool = getattr(self.block, self.norm), getattr(self.block, "aa", None)
+            return isinstance(norm, nn.BatchNorm2d) and not any(pool.buffers() if pool else ())
+        others = {key for key, _ in self.block.named_parameters()}
+        return all(key.split(".")[0] in names for key in others)  # no norm or gate in the MLP
+
+
+def inner_widths(backbone: Backbone, method: str) -> list[Inner]:
+    """All widths inside a backbone's blocks that may grow, from input to output. Raises `VTError`
+    for a network without."""
+    modules = (module for stage in stages(backbone) for module in stage.modules())
+    found = [Inner(module, *names) for module in modules for names in INSIDE]
+    found = [inner for inner in found if inner.may_widen()]
+    if not found:
+        raise VTError(
+            f"{method}: expected blocks of two plain layers, one of which reads the other, as in a "
+            f"ViT's MLP or a ResNet, found {type(backbone).__name__} without; choose another "
+            "backbone"
+        )
+    return found
+
+
+def widen(inner: Inner, source: Tensor, share: Tensor) -> None:
+    """Give the width `len(source)` units: unit j is a copy of unit `source[j]`, and what reads it
+    weighs it with `share[j]`; the shares of all copies of a unit have the sum one."""
+    producer, consumer = inner.layers()
+    for layer in (producer, getattr(inner.block, inner.norm)) if inner.norm else (producer,):
+        for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
+            if tensor.ndim:  # not a count of batches
+                _set(layer, name, tensor[source])
+    shares = share.to(consumer.weight).view(-1, *[1] * (consumer.weight.ndim - 2))
+    _set(consumer, "weight", consumer.weight[:, source] * shares)
+    if isinstance(consumer, nn.Conv2d):
+        producer.out_channels = consumer.in_channels = len(source)
+        getattr(inner.block, inner.norm).num_features = len(source)
+    else:
+        producer.out_features = consumer.in_features = len(source)
+
+
+def copies(width: int, wanted: int, spread: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Which unit each of `wanted` units is a copy of: first itself, then one drawn at random; and
+    its share, one over the number of copies, or up to `spread` more or less."""
+    source = torch.cat([torch.arange(width), torch.randint(width, (wanted - width,))])
+    weight = 1 + spread * (2 * torch.rand(wanted, dtype=torch.float64) - 1)
+    total = torch.zeros(width, dtype=torch.float64).index_add_(0, source, weight)
+    return source, weight / total[source]
+
+
+def silent_copy(block: nn.Module) -> nn.Module:
+    """A copy of a Transformer block that adds nothing: the last layers of its two branches are
+    zero."""
+    new: Any = copy.deepcopy(block)
+    for last in (new.attn.proj, new.mlp.fc2):
+        for tensor in last.parameters():
+            nn.init.zeros_(tensor)
+    return new
+
+
+class Deeper(nn.Sequential):
+    """A 3x3 convolution that begins as the identity, with its norm and ReLU, in front of a layer
+    that reads the output of a ReLU: relu(relu(x)) = relu(x)."""
+
+    def __init__(self, reader: nn.Conv2d) -> None:
+        channels = reader.in_channels
+        conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        norm = nn.BatchNorm2d(channels)
+        conv.to(reader.weight)
+        norm.to(reader.weight)
+        nn.init.dirac_(conv.weight)
+        # the mean is 0 and the variance 1 so far: undo what is added to it
+        nn.init.constant_(norm.weight, (1 + norm.eps) ** 0.5)
+        super().__init__(conv, norm, nn.ReLU(), reader)
+
+    @torch.no_grad()
+    def see(self, mean: Tensor, var: Tensor) -> None:
+        """Take the statistics of what passes, and undo them: the identity in training as well."""
+        norm: Any = self[1]
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)
+        norm.bias.copy_(mean)
+        norm.weight.copy_((var + norm.eps).sqrt())
+
+
+@torch.no_grad()
+def see_data(network: nn.Module, deeper: list[Deeper], batches: Iterable[Tensor]) -> None:
+    """Show images to new layers that have a norm, so that they stay the identity where a norm
+    computes with the batch's own statistics."""
+    seen: dict[Deeper, list[Tensor]] = {layer: [] for layer in deeper}
+
+    def keep(layer: Any, args: Any) -> None:
+        x = args[0].double()  # a variance is a difference of large numbers
+        seen[layer].append(torch.stack([torch.ones_like(x), x, x**2]).sum((1, 3, 4)))  # [3, C]
+
+    hooks = [layer.register_forward_pre_hook(keep) for layer in deeper]
+    training = network.training
+    network.eval()
+    try:
+        for images in batches:
+            network(images)
+    finally:
+        network.train(training)
+        for hook in hooks:
+            hook.remove()
+    for layer, sums in seen.items():
+        count, total, squares = torch.stack(sums).sum(0)
+        mean = total / count
+        layer.see(mean, squares / count - mean**2)
+
+
+def residual_blocks(backbone: Backbone) -> list[Any]:
+    """The blocks of a ResNet whose second convolution reads the output of a ReLU."""
+    found = [module for stage in stages(backbone) for module in stage.modules()]
+    return [
+        block
+        for block in found
+        if isinstance(getattr(block, "bn1", None), nn.BatchNorm2d)
+        and type(getattr(block, "conv2", None)) is nn.Conv2d
+        and isinstance(getattr(block, "act1", nn.ReLU()), nn.ReLU)
+        and not any(block.aa.buffers() if getattr(block, "aa", None) else ())
+    ]
+
+
+def insert_blocks(backbone: Backbone, method: str, every: int) -> list[nn.Module]:
+    """Put a copy that adds nothing behind every `every`-th block of a ViT -> the new blocks."""
+    blocks = attention_blocks(backbone, method, ("attn.proj", "norm2", "mlp.fc2"), plain=True)
+    if every > len(blocks):
+        raise VTError(
+            f"{method}: expected at least one new block, found none after every {every} of "
+            f"{len(blocks)}; give a smaller number"
+        )
+    all_, new = [], []
+    for i, block in enumerate(blocks, 1):
+        all_.append(block)
+        if i % every == 0:
+            new.append(silent_copy(block))
+            all_.append(new[-1])
+    listed = isinstance(backbone.blocks, nn.ModuleList)
+    backbone.blocks = nn.ModuleList(all_) if listed else nn.Sequential(*all_)
+    return new
+
+
+def _set(layer: Any, name: str, value: Tensor) -> None:
+    """Replace a parameter or buffer by one of another shape."""
+    if isinstance(old := getattr(layer, name), nn.Parameter):
+        value = nn.Parameter(value.detach().clone(), requires_grad=old.requires_grad)
+    setattr(layer, name, value)
