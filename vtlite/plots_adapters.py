@@ -35,7 +35,7 @@ DESIGNS: dict[str, dict[str, Design]] = {
         "pfeiffer": Design("what a branch gives", ("after MLP",), "D, gelu, U", "own skip"),
         "mona": Design(
             "the stream and its norm",
-            tuple(f"stream after {b}" for b in _BOTH),
+            tuple(f"in the stream after {b}" for b in _BOTH),
             "D, convolutions 3 5 7, gelu, U",
             "own skip",
         ),
@@ -44,7 +44,7 @@ DESIGNS: dict[str, dict[str, Design]] = {
         ),
     },
     "in parallel": {
-        "adaptformer": Design("the stream", ("past MLP",), "D, relu, U", "to the branch"),
+        "adaptformer": Design("the stream", ("beside LN and MLP",), "D, relu, U", "to the branch"),
         "convpass": Design(
             "a branch's normed input",
             tuple(f"beside {b}" for b in _BOTH),
@@ -53,16 +53,30 @@ DESIGNS: dict[str, dict[str, Design]] = {
         ),
         "consolidator": Design(
             "what a layer sees",
-            tuple(f"layers of {b}" for b in _BOTH),
+            tuple(f"beside each layer of {b}" for b in _BOTH),
             "block-diagonal G",
             "to the layer",
         ),
     },
     "across the network": {
-        "lst": Design("every block's output", ("ladder",), "thin blocks", "replaces the features"),
-        "dtl": Design("every block's input", ("side path",), "A, B, summed", "to later blocks"),
-        "vqt": Design("every block's input", ("queries",), "learned queries", "beside features"),
-        "fpet": Design("the stream", ("merging", "past MLP"), "D, relu, U", "to the branch"),
+        "lst": Design(
+            "every block's output",
+            ("ladder beside all blocks",),
+            "thin blocks",
+            "replaces the features",
+        ),
+        "dtl": Design(
+            "every block's input",
+            ("side path beside all blocks",),
+            "A, B, summed",
+            "to later blocks",
+        ),
+        "vqt": Design(
+            "every block's input", ("queries in all blocks",), "learned queries", "beside features"
+        ),
+        "fpet": Design(
+            "the stream", ("merging half-way", "beside LN and MLP"), "D, relu, U", "to the branch"
+        ),
     },
     "on a convolution": {
         "residual_adapter_series": Design(
@@ -72,7 +86,10 @@ DESIGNS: dict[str, dict[str, Design]] = {
             "a convolution's input", ("beside convolution",), "1x1", "to the convolution"
         ),
         "conv_adapter": Design(
-            "a convolution's input", ("beside norm and ReLU",), "grouped 3x3, relu, 1x1", "to both"
+            "a convolution's input",
+            ("beside convolution, norm and ReLU",),
+            "grouped 3x3, relu, 1x1",
+            "to both",
         ),
     },
 }
@@ -125,7 +142,7 @@ def _block(ax: Axes, at: Sequence[str]) -> None:
     for left, branch in zip((0.0, 6.6), _BOTH, strict=True):
         start, end, high = left + 0.4, left + 5.0, 2.2
         _wire(ax, (start, 0), (start, high), (end, high), (end, 0))
-        layers = f"layers of {branch}" in at  # whoever sits there trains the norms, too
+        layers = f"beside each layer of {branch}" in at  # whoever sits there trains the norms, too
         _box(ax, start - 0.45, 0.6, 0.9, 0.8, "LN", _TRAINED if layers else _FROZEN, 6)
         names = {"attention": ("qkv", "proj"), "MLP": ("fc1", "fc2")}[branch]
         for i, name in enumerate(names if layers else (branch,)):
@@ -145,14 +162,14 @@ def _block(ax: Axes, at: Sequence[str]) -> None:
         if f"before {branch}" in at:
             _skip(ax, (start + 0.15, high), (start + 1.25, high), (0, high + 1.0))
             _hourglass(ax, start + 0.7, high, width=0.8)
-        if f"stream after {branch}" in at:
+        if f"in the stream after {branch}" in at:
             _skip(ax, (end + 0.3, 0), (end + 1.5, 0), (0, -1.0))
             _hourglass(ax, end + 0.85, 0, width=0.9)
         if f"beside {branch}" in at:
             _wire(ax, (start, high), (start, high + 1.5), (end, high + 1.5), (end, high))
             _hourglass(ax, left + 2.8, high + 1.5)
             _plus(ax, end, high)
-        if f"past {branch}" in at:
+        if f"beside LN and {branch}" in at:
             _wire(ax, (start, 0), (start, -1.5), (end, -1.5), (end, 0))
             _hourglass(ax, left + 2.8, -1.5)
         _plus(ax, end, 0)
@@ -160,7 +177,7 @@ def _block(ax: Axes, at: Sequence[str]) -> None:
 
 def _network(ax: Axes, at: Sequence[str]) -> None:
     """Four frozen blocks on the stream and a head, with what stands beside them all."""
-    ladder, merging, low = "ladder" in at, "merging" in at, -1.9
+    ladder, merging, low = "ladder beside all blocks" in at, "merging half-way" in at, -1.9
     for i in range(4):
         left = 0.5 + 2.9 * i
         tap = left + 2.15
@@ -170,13 +187,13 @@ def _network(ax: Axes, at: Sequence[str]) -> None:
         if ladder:
             _arrow(ax, (tap, 0), (tap, low + 0.35))
             _box(ax, tap - 0.55, low - 0.35, 1.1, 0.7, "", _TRAINED)
-        if "side path" in at:
+        if "side path beside all blocks" in at:
             _wire(ax, (left - 0.45, 0), (left - 0.45, low))
             _hourglass(ax, left - 0.45, -0.95, upright=True, width=0.8)
             if i >= 2:
                 _arrow(ax, (tap - 0.35, low), (tap - 0.35, -0.25))
                 _plus(ax, tap - 0.35, 0)
-        if "queries" in at:
+        if "queries in all blocks" in at:
             _arrow(ax, (left + 0.75, -0.6), (left + 0.75, -1.1))
             ax.add_patch(Circle((left + 0.75, -1.5), 0.4, facecolor=_TRAINED, edgecolor="black"))
             ax.text(left + 0.75, -1.5, "q", ha="center", va="center", fontsize=7)
@@ -189,9 +206,9 @@ def _network(ax: Axes, at: Sequence[str]) -> None:
         _wire(ax, (4.15, 0.75), (4.15, 0.6))
     if ladder:
         _wire(ax, (-0.4, 0), (-0.4, low), (11.9, low))
-    elif "side path" in at:
+    elif "side path beside all blocks" in at:
         _wire(ax, (0.05, low), (11.0, low))
-    elif "queries" in at:
+    elif "queries in all blocks" in at:
         _wire(ax, (1.25, -2.5), (13, -2.5), (13, -0.6))
     y = low if ladder else 0.0
     _arrow(ax, (11.9 if ladder else 11.3, y), (12.3, y))
@@ -201,12 +218,12 @@ def _network(ax: Axes, at: Sequence[str]) -> None:
 def _convolution(ax: Axes, at: Sequence[str]) -> None:
     """A frozen 3x3 convolution, its norm and its ReLU, with an adapter."""
     _stream(ax, 13.8)
-    trained = "beside norm and ReLU" not in at  # residual adapters train all norms
+    trained = "beside convolution, norm and ReLU" not in at  # residual adapters train all norms
     places = (0.9, 2.7, "conv 3x3", _FROZEN), (8.0, 1.6, "norm", _TRAINED if trained else _FROZEN)
     for x, width, text, colour in (*places, (10.2, 1.7, "ReLU", _FROZEN)):
         _box(ax, x, -0.6, width, 1.2, text, colour, 7)
     start, end = (4.1, 7.5) if "after convolution" in at else (0.3, 4.3)
-    if "beside norm and ReLU" in at:
+    if "beside convolution, norm and ReLU" in at:
         end = 12.4
         _hourglass(ax, 6.2, 1.9)
     elif "after convolution" in at:
