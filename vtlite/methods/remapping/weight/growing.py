@@ -84,7 +84,8 @@ def widen(inner: Inner, source: Tensor, share: Tensor) -> None:
     _set(consumer, "weight", consumer.weight[:, source] * shares)
     if isinstance(consumer, nn.Conv2d):
         producer.out_channels = consumer.in_channels = len(source)
-        getattr(inner.block, inner.norm).num_features = len(source)
+        if inner.norm:
+            getattr(inner.block, inner.norm).num_features = len(source)
     else:
         producer.out_features = consumer.in_features = len(source)
 
