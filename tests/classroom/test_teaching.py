@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import vtlite as vt
+from vtlite.accounting import kept_bytes
 from vtlite.bench_ops import ESTIMATED
 
 KIT = Path(__file__).parents[2] / "solutions/TEACHING.md"
@@ -21,13 +23,13 @@ def question(number: str) -> str:
     return TEXT.partition(f"### {number}:")[2].partition("\n### ")[0]
 
 
-@pytest.mark.parametrize("lesson", ["00", "01", "02", "05", "07"])
+@pytest.mark.parametrize("lesson", ["00", "01", "02", "04", "05", "07"])
 def test_a_plan_has_fifty_minutes(lesson: str) -> None:
     plan = TEXT.partition(f"## Lesson {lesson} in 50 minutes")[2].partition("\n## ")[0]
     assert sum(map(int, re.findall(r"^\| (\d+) \|", plan, re.M))) == 50
 
 
-@pytest.mark.parametrize("number", ["02-1", "02-2", "05-1", "05-2", "07-1", "07-2"])
+@pytest.mark.parametrize("number", ["02-1", "02-2", "04-1", "04-2", "05-1", "05-2", "07-1", "07-2"])
 def test_a_rubric_has_ten_points(number: str) -> None:
     assert sum(map(int, re.findall(r"^\| (\d+) \|", question(number), re.M))) == 10
 
@@ -36,7 +38,8 @@ def test_the_plans_name_lessons_that_exist_and_say_which_do_not() -> None:
     lessons = {path.name[:2] for path in (KIT.parents[1] / "notebooks").glob("[0-9]*.ipynb")}
     planned = set(re.findall(r"\*lesson (\d\d) is planned\*", TEXT))
     assert not planned & lessons
-    assert set(re.findall(r"^## Lesson (\d\d)", TEXT, re.M)) <= lessons
+    assignments = {path.name[:2] for path in KIT.parent.glob("[0-9]*.ipynb")}
+    assert set(re.findall(r"^## Lesson (\d\d)", TEXT, re.M)) <= lessons | assignments
 
 
 def test_counts_of_a_vit() -> None:
@@ -61,6 +64,56 @@ def test_lengths_of_the_gradient_at_the_logits() -> None:
         rest = [(1 - p) / 8] * 8
         assert f"= {math.hypot(1 - p, *rest):.3f}" == words
         assert words in question("02-2")
+
+
+def test_what_a_block_keeps() -> None:
+    D, R, g = 768, 64, torch.Generator().manual_seed(0)
+
+    def weight(rows: int, columns: int, trains: bool = True) -> torch.Tensor:
+        return torch.randn(rows, columns, generator=g).requires_grad_(trains)
+
+    def per_token(width: int, trains: bool, more: int = 0) -> int:
+        """What a block keeps; with a bottleneck behind it, `more` wide."""
+        W1, W2 = weight(4 * width, width, trains), weight(width, 4 * width, trains)
+        V, U = (weight(more, width), weight(width, more)) if more else (W1, W2)
+        before = weight(3, width)  # something earlier trains, so that x has a graph
+
+        def run() -> torch.Tensor:
+            x = before + 0
+            y = x + F.linear(F.gelu(F.linear(x, W1)), W2)
+            return y + F.linear(F.linear(y, V).relu(), U) if more else y
+
+        return kept_bytes(run, [W1, W2, V, U, before]) // (3 * 4)
+
+    text = question("04-1")
+    full, adapter, thin = per_token(D, True), per_token(D, False, R), per_token(D // 8, True)
+    assert f"9 D = {full} numbers" in text
+    assert f"5 D + R = {adapter} numbers, {adapter / full:.0%}".replace("%", " %") in text
+    ladder = D + thin  # a product with P keeps what it reads
+    assert f"17 D / 8 = {ladder} numbers, {ladder / full:.0%}".replace("%", " %") in text
+
+
+def test_which_start_learns() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, dy = torch.randn(2, 5, 6, generator=g)
+
+    def moves(act: Any, zero_D: bool, s: float) -> list[bool]:
+        """Whether D, U and s have a gradient."""
+        D, U = torch.randn(3, 6, generator=g) * (not zero_D), torch.randn(6, 3, generator=g)
+        leaves = [t.requires_grad_() for t in (D, U, torch.tensor(s))]
+        y = x + leaves[2] * F.linear(act(F.linear(x, D)), U)
+        return [bool(t.any()) for t in torch.autograd.grad((y * dy).sum(), leaves)]
+
+    assert moves(F.gelu, True, 1.0)[:2] == [True, False]
+    assert moves(F.relu, True, 1.0)[:2] == [False, False]
+    assert moves(F.relu, False, 0.0) == [False, False, True]
+    vit = vt.create_backbone("vit_base_patch16_224", device="meta", num_classes=0)
+    model = vt.tune(vit, "repadapter", 9, bottleneck=8, num_groups=2, attention_only=True)
+    head = 768 * 9 + 9
+    text = question("04-2")
+    assert f"trains {(vt.count_parameters(model)[0] - head) // 12:,} numbers" in text
+    assert f"fused weight {8 * (768 + 3 * 768):,}" in text
+    assert f"16 · 100 · 512 = {16 * 100 * 512:,} numbers" in text
 
 
 def test_ranks_and_shares() -> None:
