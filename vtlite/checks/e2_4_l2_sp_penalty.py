@@ -52,7 +52,8 @@ def _l2_sp_case(student: Answer, seed: int, alpha: float) -> None:
     weights = {
         name: torch.randn(shape, generator=g).requires_grad_() for name, shape in shapes.items()
     }
-    weights["norm_mlp.weight"].data.copy_(start["norm_mlp.weight"])  # one that has not moved
+    still = ("norm_mlp.weight", "b.weight", "a.weight")[seed]  # one that has not moved
+    weights[still].data.copy_(start[still])
     kept = {
         name: t.detach().clone()
         for name, t in (weights | {f"start {n}": t for n, t in start.items()}).items()

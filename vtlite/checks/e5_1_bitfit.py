@@ -28,6 +28,7 @@ def bitfit(student: Answer) -> None:
     model = toy_biases().eval()
     _bitfit_case(student, model, "")
     _bitfit_case(student, model, "bias")  # a second call, on what the first has left
+    _bitfit_case(student, nn.Linear(3, 2), "")  # whose names have one part
     passed(
         "bitfit",
         "flags of every parameter",
@@ -64,8 +65,11 @@ def _bitfit_case(student: Answer, model: nn.Module, frozen: str) -> None:
             "a module may be called bias: 'bias' has to be the last part of the name": rule(
                 lambda n: ".bias" in n or n == "bias"
             ),
-            "position_bias ends in 'bias' and is none: the last part of the name must be 'bias', so let the ending start with a dot": rule(
+            "position_bias ends in 'bias' and is none: split the name at its dots and compare the last part": rule(
                 lambda n: n.endswith("bias")
+            ),
+            "a name may have one part alone, bias: split it at its dots and compare the last part": rule(
+                lambda n: n.endswith(".bias")
             ),
             "you take every vector; the weight of a norm is a vector too, and no bias": rule(
                 lambda n: before[n].ndim == 1

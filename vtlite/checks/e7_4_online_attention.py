@@ -88,6 +88,16 @@ def online_attention(student: Answer) -> None:
             masked + ". A row that is masked throughout gives zeros",
             torch.float32,
         ),
+        (
+            13,
+            (3,),
+            (5,),
+            2,
+            plain,
+            slice(0, 5),
+            masked + ". A row that is masked throughout gives zeros, also where one block is all",
+            torch.float32,
+        ),
     ):
         S = sum(sizes)
         scores, values = (t.to(dtype) for t in randn(seed, (*lead, S), (*lead[:-1], S, e)))

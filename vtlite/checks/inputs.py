@@ -74,6 +74,7 @@ class _Biases(nn.Module):
         self.alpha = nn.Parameter(torch.ones(3))
         self.temperature = nn.Parameter(torch.tensor(2.0))
         self.head = nn.Linear(4, 6)
+        self.last = nn.Linear(6, 2, bias=False)
 
     @staticmethod
     def block() -> nn.Module:

@@ -17,7 +17,7 @@ NOTEBOOK = "05_parameter_tuning"
 
 
 def is_bias(name: str, parameter: Tensor) -> bool:
-    return name.endswith(".bias")
+    return name.rpartition(".")[2] == "bias"
 
 
 def choose(
@@ -490,7 +490,8 @@ RIGHT: dict[str, list[Any]] = {
 WRONG: dict[str, dict[str, tuple[Any, str]]] = {
     "bitfit": {
         "bias anywhere": (choose(lambda n, p: "bias" in n), "last part of the name"),
-        "ends in bias": (choose(lambda n, p: n.endswith("bias")), "ending start with a dot"),
+        "ends in bias": (choose(lambda n, p: n.endswith("bias")), "bias' and is none"),
+        "a dot before it": (choose(lambda n, p: n.endswith(".bias")), "one part alone"),
         "all vectors": (choose(lambda n, p: p.ndim == 1), "weight of a norm is a vector"),
         "no norms": (
             choose(lambda n, p: is_bias(n, p) and "norm" not in n),

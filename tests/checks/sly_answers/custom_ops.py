@@ -160,6 +160,22 @@ def online_from_zero(blocks: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     return online(blocks, bottom=0.0)
 
 
+def online_alone(blocks: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """A block that stays alone gets a softmax, which gives NaN where a row is masked."""
+    handed = iter(blocks)
+    scores, values = (t.clone() for t in next(handed))
+    second = next(handed, None)
+    if second is None:
+        return scores.softmax(-1) @ values
+
+    def every() -> Any:
+        yield scores, values
+        yield second
+        yield from handed
+
+    return online(every())
+
+
 def online_keeps_blocks(blocks: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """The right way, and every block in a list beside it."""
     kept = []
@@ -308,6 +324,7 @@ WRONG: dict[str, dict[str, tuple[Any, str]]] = {
     },
     "online_attention": {
         "maximum from 0": (online_from_zero, "expected"),
+        "a softmax for one block": (online_alone, "expected numbers, found nan"),
         "keeps every block beside it": (online_keeps_blocks, "keep|kept|collect"),
         "all blocks in float64": (online_in_two, "keep|kept|collect|number"),
         "all objects": (online_of_all_objects, "look into the check|of your own|block"),

@@ -114,6 +114,17 @@ def features_padded(backbone: nn.Module, images: Tensor, batch_size: int) -> Ten
     return torch.cat(found)
 
 
+def features_leave_a_list(backbone: nn.Module, images: Tensor, batch_size: int) -> Tensor:
+    """Leaves the modes of all modules in the place of one."""
+    modes = [module.training for module in backbone.modules()]
+    backbone.eval()
+    with torch.no_grad():
+        found = torch.cat([backbone(batch) for batch in images.split(batch_size)])
+    for module in backbone.modules():
+        module.training = modes
+    return found
+
+
 def features_through_lists(backbone: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     """Lists of numbers become a tensor where all batches have one size."""
     mode = backbone.training
@@ -180,6 +191,17 @@ def penalty_by_name(weights: dict[str, Tensor], start: dict[str, Tensor], alpha:
     total = torch.zeros(())
     for name, before in start.items():
         if name.endswith("weight") and "norm" not in name:
+            total = total + (weights[name] - before).square().sum()
+    return alpha / 2 * total
+
+
+def penalty_without_norms(
+    weights: dict[str, Tensor], start: dict[str, Tensor], alpha: float
+) -> Tensor:
+    """Leaves out a matrix whose name has a norm in it."""
+    total = torch.zeros(())
+    for name, before in start.items():
+        if before.ndim >= 2 and "norm" not in name:
             total = total + (weights[name] - before).square().sum()
     return alpha / 2 * total
 
@@ -302,6 +324,7 @@ WRONG: dict[str, dict[str, tuple[Any, str]]] = {
         "backbone frozen for good": (features_frozen_for_good, "requires_grad|frozen|train"),
         "kept by shape": (features_cached_by_shape, "features|expected"),
         "last batch filled up": (features_padded, "pass the backbone|each image|once"),
+        "leaves a list": (features_leave_a_list, "expected training = True in every module"),
         "through lists": (features_through_lists, "expected"),
     },
     "layerwise_lrs": {
@@ -312,6 +335,7 @@ WRONG: dict[str, dict[str, tuple[Any, str]]] = {
     "l2_sp_penalty": {
         "root and square": (penalty_by_root, "nan|gradient"),
         "by name": (penalty_by_name, "penalty"),
+        "without norms": (penalty_without_norms, "penalty"),
         "two dimensions": (penalty_two_dimensions, "penalty"),
     },
     "lp_ft_lrs": {

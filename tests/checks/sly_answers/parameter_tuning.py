@@ -33,6 +33,14 @@ def biases_twice(model: nn.Module) -> int:
     return total
 
 
+def biases_but_the_last(model: nn.Module) -> int:
+    """Takes the last parameter for a bias, as the head's is."""
+    *others, (_, last) = model.named_parameters()
+    for name, p in others:
+        p.requires_grad = name.split(".")[-1] == "bias"
+    return sum(p.numel() for _, p in others if p.requires_grad) + last.numel() * (last.ndim == 1)
+
+
 def biases_of_the_package(model: nn.Module) -> int:
     from vtlite import count_parameters
 
@@ -263,6 +271,7 @@ WRONG: dict[str, dict[str, tuple[Any, str]]] = {
     "bitfit": {
         "layers by their class": (biases_of_known_layers, "requires_grad|number"),
         "a shared bias twice": (biases_twice, "number"),
+        "all but the last": (biases_but_the_last, "requires_grad = False for last.weight"),
         "the package counts": (biases_of_the_package, "of your own"),
     },
     "lora_forward": {
