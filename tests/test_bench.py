@@ -140,10 +140,10 @@ def test_the_published_tables_are_written_from_them(committed: dict[str, dict]) 
     text = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
     assert bench.markdown(list(committed.values())) in text
     assert bench.costs_markdown(list(committed.values()), costs) in text
-    group = [row for name, row in committed.items() if name in bench.entries_of("parameter")]
-    assert bench.costs_markdown(group, costs) in (RESULTS.parents[1] / "README.md").read_text(
-        encoding="utf-8"
-    )
+    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    for group in ("parameter", "adapter"):
+        rows = [row for name, row in committed.items() if name in bench.entries_of(group)]
+        assert bench.costs_markdown(rows, costs) in readme
 
 
 def test_a_wider_grid_replaces_the_final_runs_of_the_old_choice() -> None:

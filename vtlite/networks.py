@@ -119,6 +119,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "adaptformer": {"bottleneck": 4},
     "aurora": {"rank": 6},
+    "block_expansion": {"every": 1},
     "consolidator": {"num_groups": 2},
     "conv_adapter": {"reduction": 2},
     **{

@@ -99,6 +99,7 @@ class VQT(Method):
     """
 
     key = "adapter/mix/vqt"
+    lr = 1e-1
     lrs = HIGH_LRS
     starts_elsewhere = "its features are longer than the backbone's: what the queries read, too"
     unmergeable = "its queries stay a second path through every block"

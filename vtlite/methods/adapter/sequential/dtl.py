@@ -78,6 +78,7 @@ class DTL(Method):
     """
 
     key = "adapter/sequential/dtl"
+    lr = 3e-2
     lrs = HIGH_LRS
 
     unmergeable = "what it adds to the tokens is no linear change of any layer's weights"

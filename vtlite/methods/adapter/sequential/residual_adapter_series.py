@@ -65,6 +65,7 @@ class ResidualAdapterSeries(Method):
 
     key = "adapter/sequential/residual_adapter_series"
     measured_on = "vtlite-resnet"
+    lr = 3e-2
     starts_elsewhere = "its 1x1 convolutions start as those of any network do, as published"
 
     zero: bool = False  # start A at zero, and so from the backbone
