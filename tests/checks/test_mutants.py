@@ -35,7 +35,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "2 + 2": "2 * 2 = 2 + 2",
     },
     "bottleneck": {
-        "zero in (self.up.weight": "zeroed in another order",
+        "zero in (self.up.weight, self.down.bias": "zeroed in another order",
         "self.down.bias, self.up.bias, self.up.weight": "zeroed in another order",
     },
     "half_block": {"place <= 'after'": "'before' has returned, and 'beside' comes later"},
@@ -55,7 +55,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "z[..., -1]": "a dimension of size one",
     },
     "vqt_attention": {
-        "dim=2": "three dimensions: the last is dimension 2",
+        "chunk(3, dim=2": "three dimensions: the last is dimension 2",
         "unflatten(2,": "three dimensions: the last is dimension 2",
         "len(q)": "one for each image",
         "len(k)": "one for each image",

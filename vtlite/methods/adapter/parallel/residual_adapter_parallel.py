@@ -43,6 +43,7 @@ class ResidualAdapterParallel(Method):
 
     key = "adapter/parallel/residual_adapter_parallel"
     measured_on = "vtlite-resnet"
+    lr = 3e-2
     starts_elsewhere = "its 1x1 convolutions start as those of any network do, as published"
 
     zero: bool = False  # start A at zero, and so from the backbone

@@ -80,6 +80,7 @@ class ConvAdapter(Method):
 
     key = "adapter/sequential/conv_adapter"
     measured_on = "vtlite-resnet"
+    lr = 3e-2
     starts_elsewhere = "its convolutions start as those of any network do, as published"
     unmergeable = "its bottleneck has a ReLU inside, so it is no linear change of the weights"
     small = {"reduction": 4}
