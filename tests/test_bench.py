@@ -180,7 +180,7 @@ def test_entries_of_a_group_and_what_they_are_compared_with() -> None:
     entries = bench.entries_of("prompt")
     prompts = {key.rpartition("/")[2] for key in METHODS if key.startswith("prompt/")}
     assert entries[:2] == ("full", "linear")
-    assert "vpt_deep" in prompts == {*entries[2:]}
+    assert "vpt_deep" in prompts - {*bench.ELSEWHERE} == {*entries[2:]}
     with pytest.raises(VTError, match="unknown group 'promt': did you mean 'prompt'"):
         bench.entries_of("promt")
 
@@ -215,6 +215,12 @@ def test_default_learning_rates_are_the_best_over_all_tasks() -> None:
                 for lr in bench.ENTRIES[name].choices()
             }
             assert cls.lr == max(mean, key=lambda lr: mean[lr]), name
+
+
+def test_what_has_no_row_among_all_tasks_is_in_a_study() -> None:
+    studied = {name for study in STUDIES.values() for name in study.entries}
+    assert set(bench.ELSEWHERE) <= studied
+    assert set(bench.TABLED) | set(bench.ELSEWHERE) == set(bench.ENTRIES)
 
 
 # Studies: the same protocol on other kinds of tasks
