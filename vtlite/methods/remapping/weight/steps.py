@@ -105,8 +105,9 @@ def container_of(backbone: Backbone, block: nn.Module) -> Any:
 
 def block_list(backbone: Backbone) -> list[Any]:
     """All blocks, those that have grown among them."""
-    found = [m for stage in stages(backbone) for m in stage.modules() if hasattr(m, "conv2")]
-    if found:
+    modules = [m for stage in stages(backbone) for m in stage.modules()]
+    found = [m for m in modules if hasattr(m, "conv2")]
+    if found and not any(hasattr(m, "attn") for m in modules):  # XCiT's blocks have both inside
         return found
     parts = ("attn.proj", "norm2", "mlp")
     return attention_blocks(backbone, "a step", parts, plain=True)
