@@ -186,7 +186,11 @@ def entries_of(group: str | None) -> tuple[str, ...]:
     groups = {name: find_method(entry.method).key.split("/")[0] for name, entry in ENTRIES.items()}
     if group not in groups.values():
         raise unknown("group", group, set(groups.values()))
-    return tuple(name for name in TABLED if groups[name] == group or name in ("full", "linear"))
+    own = {name for name in TABLED if groups[name] == group}
+    compared = ["full", "linear"]
+    if any(ENTRIES[name].weights == "vtlite-resnet" for name in own):
+        compared += [f"{name}, on the ResNet" for name in compared]
+    return tuple(name for name in TABLED if name in own or name in compared)
 
 
 def bench(
