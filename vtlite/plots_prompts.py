@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
@@ -137,17 +138,19 @@ def stages_learnt(ways: dict[str, Tensor], stages: Sequence[str]) -> Figure:
     after one more stage, in each column on the test images of one. Below the diagonal lies what was
     learnt before."""
     figure, axes = plt.subplots(
-        1, len(ways), figsize=(3.3 * len(ways) + 0.8, 3), layout="constrained", squeeze=False
+        1, len(ways), figsize=(2.8 * len(ways) + 1, 3.1), layout="constrained", squeeze=False
     )
+    low, high = (100 * float(f(torch.stack(list(ways.values())))) for f in (torch.amin, torch.amax))
+    places = range(len(stages))
     for ax, (name, values) in zip(axes[0], ways.items(), strict=True):
-        drawn = ax.imshow(100 * values.numpy(), cmap="cividis", vmin=0, vmax=100)
+        drawn = ax.imshow(100 * values.numpy(), cmap="cividis", vmin=low, vmax=high)
         for (row, column), value in np.ndenumerate(100 * values.numpy()):
-            shade = "black" if value > 50 else "white"
+            shade = "black" if value > (low + high) / 2 else "white"
             ax.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=shade)
-        for i in range(len(stages)):
+        for i in places:
             ax.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="white", lw=2))
-        places = range(len(stages))
-        ax.set(title=name, xticks=places, xticklabels=stages, yticks=places, xlabel="tested on")
+        ax.set(title=name, yticks=places, xlabel="tested on")
+        ax.set_xticks(places, stages, rotation=30, ha="right", rotation_mode="anchor")
         ax.set_yticklabels(stages if ax is axes[0, 0] else [])
     axes[0, 0].set_ylabel("after learning")
     figure.colorbar(drawn, ax=axes, label="test accuracy (%)", shrink=0.9)
