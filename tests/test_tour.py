@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -167,7 +168,12 @@ def test_openais_activation_is_asked_for(
     published: Path, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr(tour, "tour", lambda names, task, network, *_: seen.append(network) or [])
+
+    def look(names: object, task: object, network: Any, *_: object) -> list[tour.Row]:
+        seen.append(network)
+        return []
+
+    monkeypatch.setattr(tour, "tour", look)
     monkeypatch.chdir(tmp_path)
     command = ["tour", "--backbone", str(published), "--task", f"folder:{pets}"]
     for more in ([], ["--quick-gelu"]):
