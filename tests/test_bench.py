@@ -10,6 +10,7 @@ from vtlite import bench
 from vtlite.data.tasks import load_task
 from vtlite.methods import METHODS
 from vtlite.storage import VTError
+from vtlite.studies import STUDIES
 from vtlite.training import evaluate
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results.json"
@@ -221,16 +222,14 @@ def test_default_learning_rates_are_the_best_over_all_tasks() -> None:
 
 
 def test_a_study_is_of_known_entries_and_tasks() -> None:
-    for study in bench.STUDIES.values():
+    for study in STUDIES.values():
         assert set(study.entries) <= set(bench.ENTRIES)
         assert all(load_task(name).val is not None for name in study.tasks)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in bench.STUDIES if RESULTS.with_name(f"{n}.json").exists()]
-)
+@pytest.mark.parametrize("name", [n for n in STUDIES if RESULTS.with_name(f"{n}.json").exists()])
 def test_the_table_of_a_study_is_written_from_its_runs(name: str) -> None:
-    path, study = RESULTS.with_name(f"{name}.json"), bench.STUDIES[name]
+    path, study = RESULTS.with_name(f"{name}.json"), STUDIES[name]
     runs = json.loads(path.read_text(encoding="utf-8"))
     rows = bench.summary(runs, study.tasks)
     assert {row["entry"] for row in rows} == set(study.entries)

@@ -423,8 +423,9 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 def _study(arguments: argparse.Namespace) -> None:
     from vtlite.arguments import whole
-    from vtlite.bench import STUDIES, bench, markdown, summary
+    from vtlite.bench import bench, markdown, summary
     from vtlite.storage import unknown
+    from vtlite.studies import STUDIES
 
     name, workers = arguments.study, whole("workers", arguments.workers)
     if name not in STUDIES:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Generator
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -37,7 +38,8 @@ from vtlite.data.tasks import load_task
 from vtlite.method import Backbone, Tuned, count_parameters, short
 from vtlite.methods import METHODS, find_method
 from vtlite.storage import VTError, atomic_write, unknown
-from vtlite.task import Task
+from vtlite.studies import further, in_sequence
+from vtlite.task import Stream, Task
 from vtlite.training import Diverged, evaluate, fit
 from vtlite.tuning import tune
 from vtlite.zero_shot import ZeroShot
@@ -57,11 +59,16 @@ class Entry:
     weights: str = "vtlite-tiny"
     lrs: tuple[float, ...] = ()  # to choose from; the method's own if none are given
     settings: dict[str, Any] = field(default_factory=dict)
+    # Where nothing trains: the settings that a number of `lrs` stands for.
+    by: Callable[[float], dict[str, Any]] | None = None
+    at_once: bool = False  # the domains of a stream together, not one after another
 
-    def tuned(self, task: Task, seed: int = 0) -> Tuned:
+    def tuned(self, task: Task, seed: int = 0, lr: float = 0.0) -> Tuned:
         """The method on its backbone."""
-        small = find_method(self.method).small
-        return tune(_backbone(self.weights), self.method, task, seed, **{**small, **self.settings})
+        settings = {**find_method(self.method).small, **self.settings}
+        if self.by:
+            settings |= self.by(lr)
+        return tune(_backbone(self.weights), self.method, task, seed, **settings)
 
     def choices(self) -> tuple[float, ...]:
         return self.lrs or find_method(self.method).lrs
@@ -77,32 +84,11 @@ ENTRIES = {
     "lora, rank 16 on q, k, v": Entry("lora", settings={"rank": 16, "targets": "qkv"}),
     "full, on the ResNet": Entry("full", "vtlite-resnet"),
     "linear, on the ResNet": Entry("linear", "vtlite-resnet"),
-}
-
-
-@dataclass(frozen=True)
-class Study:
-    """Some entries on tasks of another kind, by the same protocol: `bench --study NAME`."""
-
-    tasks: tuple[str, ...]
-    entries: tuple[str, ...]
-    epochs: int = EPOCHS
-
-
-STUDIES = {
-    "masks": Study(
-        ("emoji-masks", "emoji-scenes"),
-        ("full", "linear", "adaptformer", "lora", "mona", "convpass", "vit_adapter"),
-    ),
-    "motion": Study(("emoji-motion",), ("full", "linear", "aim", "st_adapter")),
-    "few-shot": Study(
-        tuple(f"twemoji-subgroups:{k}-shot" for k in (1, 2, 4, 8, 16)),
-        (
-            *("zero-shot", "linear", "clip_adapter", "tip_adapter", "coop", "cocoop", "prograd"),
-            *("plot", "lasp", "sgva_clip", "maple", "upt", "clip_lora"),
-        ),
-        epochs=50,
-    ),
+    "full, all at once": Entry("full", at_once=True),
+    "st_adapter, 3x3x3": Entry("st_adapter", settings={"kernel": (3, 3, 3), "bottleneck": 16}),
+    # Nothing trains: what is chosen is how far a context moves, and how much the cache counts.
+    "tpt": Entry("tpt", "vtlite-clip", (5e-4, 2e-3, 5e-3, 2e-2), by=lambda n: {"step": n}),
+    "tda": Entry("tda", "vtlite-clip", (0.2, 0.6, 2.0), by=lambda n: {"alphas": (n, 0.06 * n)}),
 }
 
 
@@ -119,21 +105,38 @@ def run_cell(
     entry, few = ENTRIES[name], task_name.endswith("-shot")
     task = load_task(f"{task_name}:{seed}" if few else task_name)
     train, held_out = task.train, task.val
+    more: dict[str, Any] = {}  # what else such tasks are asked (vtlite.studies)
     if final:
         train, held_out = train if few else joined([train, held_out]), task.test
+
+    def again(task: Task) -> Any:
+        if entry.weights == "words":
+            return ZeroShot(load_clip(), task.classes, "an emoji of {}")
+        return entry.tuned(task, seed, lr)
+
     if entry.weights == "pixels":
         score, trainable = _pixels(train, held_out, task, lr)
-    elif entry.weights == "words":
-        named = ZeroShot(load_clip(), task.classes, "an emoji of {}")
-        score, trainable = evaluate(named, held_out, task=task)[task.metric], 0
     else:
-        model = entry.tuned(task, seed)
+        model: Any = again(task)
         try:
-            fit(model, train, epochs=epochs, lr=lr, seed=seed, progress=False)
-            score = evaluate(model, held_out)[task.metric]
+            if isinstance(task, Stream) and not entry.at_once:
+                part = "test" if final else "val"
+                score, more = in_sequence(model, task, part, epochs=epochs, lr=lr, seed=seed)
+            else:
+                if isinstance(model, Tuned):
+                    fit(model, train, epochs=epochs, lr=lr, seed=seed, progress=False)
+                if entry.by:  # the order of the images is all that is left to chance
+                    order = torch.randperm(len(held_out), generator=Generator().manual_seed(seed))
+                    held_out = held_out.subset(order)
+                # in one batch: what learns from the images that it is asked about sees all
+                score = evaluate(model, held_out, len(held_out) if entry.by else 200, task)[
+                    task.metric
+                ]
+                more = further(model, task, again) if final else {}
         except Diverged:
             score = 0.0  # the largest rate of a grid may be too large: a result like any other
-        trainable = count_parameters(model)[0]  # now: some methods choose what trains from the data
+        # now: some methods choose what trains from the data
+        trainable = count_parameters(model)[0] if isinstance(model, Tuned) else 0
     return {
         "entry": name,
         "task": task_name,
@@ -142,6 +145,7 @@ def run_cell(
         "final": final,
         "score": score,
         "trainable": trainable,
+        **({"more": more} if more else {}),
     }
 
 
@@ -325,24 +329,38 @@ def summary(runs: list[dict[str, Any]], among: tuple[str, ...] = BENCHED) -> lis
                 "mean": statistics.mean(per_seed),
                 "spread": statistics.pstdev(per_seed),
                 "lrs": {task: chosen[name, task] for task in tasks},
+                "more": _more(own),
             }
         )
     return rows
 
 
+def _more(runs: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """What else was asked of the final runs, mean and spread; tables of it are left out."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for name, value in run.get("more", {}).items():
+            if not isinstance(value, list):
+                found.setdefault(name, []).append(value)
+    return {name: (statistics.mean(v), statistics.pstdev(v)) for name, v in found.items()}
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The summary as a Markdown table: accuracies in per cent, mean and spread over seeds."""
-    tasks = rows[0]["tasks"] if rows else ()
-    lines = [
-        "| | trainable | " + " | ".join(tasks) + " | mean |",
-        "|---|---:|" + "---:|" * (len(tasks) + 1),
-    ]
+    """The summary as a Markdown table: scores in per cent, mean and spread over seeds, with what
+    else was asked where there is one task, and with their mean where there are more."""
+    tasks = tuple(rows[0]["tasks"]) if rows else ()
+    more = tuple(dict.fromkeys(name for row in rows for name in row["more"]))
+    columns = (*tasks, "mean") if len(tasks) > 1 else (*tasks, *more)
+    lines = [f"| | trainable | {' | '.join(columns)} |", "|---|---:|" + "---:|" * len(columns)]
     for row in rows:
-        cells = [f"{100 * m:.1f} ± {100 * s:.1f}" for m, s in row["tasks"].values()]
-        lines.append(
-            f"| {row['entry']} | {row['trainable']:,} | {' | '.join(cells)} |"
-            f" **{100 * row['mean']:.1f} ± {100 * row['spread']:.1f}** |"
-        )
+        found = {**row["more"], **row["tasks"], "mean": (row["mean"], row["spread"])}
+        cells = [
+            f"{100 * found[c][0]:.1f} ± {100 * found[c][1]:.1f}" if c in found else ""
+            for c in columns
+        ]
+        if len(tasks) > 1:
+            cells[-1] = f"**{cells[-1]}**"
+        lines.append(f"| {row['entry']} | {row['trainable']:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
