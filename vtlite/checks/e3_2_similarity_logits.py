@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from vtlite.checks.base import copies, passed, randn, same, untouched
 from vtlite.checks.harness import Answer, check, lives, same_gradients
 from vtlite.checks.naive import unit
+
+Lives = Callable[[], None]  # what is run after all values
 
 
 def _dots(f: Tensor, texts: Tensor) -> Tensor:
@@ -33,6 +38,7 @@ def _right(f: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
 def similarity_logits(student: Answer) -> None:
     """3.2: `similarity_logits(f, texts, logit_scale)` -> exp(logit_scale) times the cosine of each
     image with each text, with the same texts for all images or each one's own."""
+    later: list[Lives] = []
     for seed, B, C, E, own, scale in (
         (0, 4, 3, 5, False, 1.25),
         (1, 1, 4, 3, False, -0.75),
@@ -45,7 +51,9 @@ def similarity_logits(student: Answer) -> None:
         f, texts = randn(seed, (B, E), (B, C, E) if own else (C, E))
         # All lengths differ, as they do where nobody has normalised.
         arguments = {"f": 2 * f, "texts": 0.3 * texts, "logit_scale": torch.tensor(scale)}
-        _head_case(student, arguments)
+        later.append(_head_case(student, arguments))
+    for run in later:
+        run()
     passed(
         "similarity_logits",
         "every length divided out",
@@ -58,7 +66,7 @@ def similarity_logits(student: Answer) -> None:
     )
 
 
-def _head_case(student: Answer, arguments: dict[str, Tensor]) -> None:
+def _head_case(student: Answer, arguments: dict[str, Tensor]) -> Lives:
     before = copies(arguments)
     found = student(*arguments.values())
     untouched(arguments, before)
@@ -132,4 +140,4 @@ def _head_case(student: Answer, arguments: dict[str, Tensor]) -> None:
     case = f"{len(f)} images with {kind} {texts.shape[-2]} texts, logit_scale {s.item():g}"
     same(f"the logits for {case}", found, right, mistakes)
     same_gradients(student, _right, dict(arguments), "f texts logit_scale")
-    lives(student, _right, arguments)
+    return partial(lives, student, _right, arguments)

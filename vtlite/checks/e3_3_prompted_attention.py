@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 from vtlite.checks.base import copies, fail, passed, randn, same, untouched
 from vtlite.checks.harness import Answer, check, lives, same_gradients, stays_small
 from vtlite.checks.naive import attention, projected
+
+Lives = Callable[[], None]  # what is run after all values
 
 
 def _both(x: Tensor, P: Tensor) -> Tensor:
@@ -27,6 +31,7 @@ def _right(x: Tensor, P: Tensor, weight: Tensor, bias: Tensor | None, heads: int
 def prompted_attention(student: Answer) -> None:
     """3.3: `prompted_attention(x, P, weight, bias, heads)` -> what the image's tokens read of one
     another and of the prompts, whose keys and values are made once."""
+    later: list[Lives] = []
     for seed, B, N, T, D, heads in (
         (0, 2, 5, 3, 6, 2),
         (1, 1, 4, 1, 4, 4),
@@ -35,7 +40,7 @@ def prompted_attention(student: Answer) -> None:
         (4, 2, 1, 2, 3, 1),
     ):
         for with_bias in (True, False):
-            _prompt_case(student, seed, B, N, T, D, heads, with_bias)
+            later.append(_prompt_case(student, seed, B, N, T, D, heads, with_bias))
     x, P, weight, bias = randn(5, (16, 3, 12), (40, 12), (36, 12), (36,))
     stays_small(
         student,
@@ -44,6 +49,8 @@ def prompted_attention(student: Answer) -> None:
         "keys and values of the prompts are computed for each image anew, though they are the same"
         " for all, or the prompts have queries: project x and P by themselves, then expand",
     )
+    for run in later:
+        run()
     passed(
         "prompted_attention",
         "as prompts among the tokens",
@@ -60,7 +67,7 @@ def prompted_attention(student: Answer) -> None:
 
 def _prompt_case(
     student: Answer, seed: int, B: int, N: int, T: int, D: int, heads: int, with_bias: bool
-) -> None:
+) -> Lives:
     x, P, weight, bias = randn(seed, (B, N, D), (T, D), (3 * D, D), (3 * D,))
     shift = bias if with_bias else None
     given: dict[str, Any] = {"x": x, "P": P, "weight": weight, "bias": shift}
@@ -156,4 +163,4 @@ def _prompt_case(
         return lambda *tensors: function(*tensors, *(() if with_bias else (None,)), heads)
 
     same_gradients(of(student), of(_right), tensors, " ".join(tensors))
-    lives(student, _right, given | {"heads": heads})
+    return partial(lives, student, _right, given | {"heads": heads})

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vtlite.checks.base import copies, passed, randn, same, untouched
+from vtlite.checks.base import copies, expect, passed, randn, same, untouched
 from vtlite.checks.compare import difference
 from vtlite.checks.harness import Answer, check, lives, new_memory
 
@@ -55,6 +55,9 @@ def aligned_gradient(student: Answer) -> None:
         _aligned_case(student, g, 0 * u, strength, "zero")
         _aligned_case(student, 0 * g, u, strength, "nothing to do")
         _aligned_case(student, g, u, 0.0, "no strength")
+    for seed, kind in enumerate(_KINDS):
+        g, u = _pair(seed, (3, 2 + seed), kind)
+        lives(student, _right, {"gradient": g, "general": u, "strength": 0.6})
     passed(
         "aligned_gradient",
         "a gradient against the direction",
@@ -73,6 +76,8 @@ def _aligned_case(student: Answer, g: Tensor, general: Tensor, strength: float, 
     before = copies(given)
     found = student(g, general, strength)
     untouched(given, before)
+    sign = {"zero": "general = 0", "nothing to do": "gradient = 0", "no strength": "strength 0"}
+    case = f"{list(g.shape)}, strength {strength:g}, {sign.get(kind, 'a gradient ' + kind)}"
     square, product = general.square().sum(), (g * general).sum()
     part = product / square * general  # nan where the direction is zero
     rows = (g * general).sum(-1, keepdim=True) / general.square().sum(-1, keepdim=True)
@@ -80,9 +85,7 @@ def _aligned_case(student: Answer, g: Tensor, general: Tensor, strength: float, 
     mistakes = {
         "the part along the direction is dropped always; only a part against it is, whose product"
         " is negative": g - strength * part,
-        "the part is dropped where the two agree; drop it where they contradict": g
-        - strength * (product.clamp(min=0) / square) * general,
-        "the gradient stays as it is: its part against the direction is to be dropped": g.clone(),
+        _stays(student, g, general, strength): g.clone(),
         "the part is added; subtract it": g + strength * part,
         "the strength is missing": g - part,
         "the strength is applied twice": g - strength * strength * part,
@@ -114,26 +117,20 @@ def _aligned_case(student: Answer, g: Tensor, general: Tensor, strength: float, 
         / (g - strength * part).norm(),
         "the sign of the product is used, not its size": g + strength * general / square.sqrt(),
     }
-    if kind == "zero":
-        likely = (
-            "a direction of zero contradicts nothing, and 0 / 0 is nan: give the gradient as it is"
-        )
-        mistakes = {
-            likely: torch.full_like(g, torch.nan),
-            "a direction of zero contradicts nothing: the gradient stays": torch.zeros_like(g),
-        }
-        if isinstance(found, Tensor) and not found.isfinite().all():
-            found = torch.full_like(g, torch.nan)
+    likely = "a direction of zero contradicts nothing, and 0 / 0 is nan: give the gradient as it is"
+    nan = isinstance(found, Tensor) and not bool(found.isfinite().all())
+    expect(not nan, f"{case}: expected numbers, found nan or inf", likely if kind == "zero" else "")
     right = _right(g, general, strength)
+    mistakes = {text: wrong for text, wrong in mistakes.items() if bool(wrong.isfinite().all())}
     if 0 < float(general.norm()) < 0.1:
         bounded = (g - strength * wrong for wrong in _bounded(product, square, general))
-        mistakes[
+        likely = (
             "a small number is added to what you divide by, or bounds it, which is much beside the"
             " length of a short direction: ask whether the product is negative instead, as then"
             " nothing is zero"
-        ] = next((wrong for wrong in bounded if not difference(found, wrong, 2e-5)), right)
-    sign = {"zero": "general = 0", "nothing to do": "gradient = 0", "no strength": "strength 0"}
-    case = f"{list(g.shape)}, strength {strength:g}, {sign.get(kind, 'a gradient ' + kind)}"
+        )
+        wrong = next((t for t in bounded if not difference(found, t, 2e-5)), right)
+        mistakes = {likely: wrong} | mistakes
     same(
         f"the gradient for {case}, |general| {float(general.norm()):.3g}",
         found,
@@ -142,7 +139,14 @@ def _aligned_case(student: Answer, g: Tensor, general: Tensor, strength: float, 
         tolerance=2e-5,
     )
     new_memory(found, given)
-    lives(student, _right, given | {"strength": strength})
+
+
+def _stays(student: Answer, g: Tensor, general: Tensor, strength: float) -> str:
+    """What is wrong where a gradient against the direction comes back as it is."""
+    turned = -g if (g * general).sum() < 0 else g
+    if torch.equal(student(turned, general, strength), turned):
+        return "the gradient stays as it is: its part against the direction is to be dropped"
+    return "the part is dropped where the two agree; drop it where they contradict"
 
 
 def _bounded(product: Tensor, square: Tensor, general: Tensor) -> Iterator[Tensor]:
