@@ -34,6 +34,15 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "D -> width": "D is width",
         "2 + 2": "2 * 2 = 2 + 2",
     },
+    "class_texts": {
+        "len(ends)": "one for each class",
+        "M // -2": "counted from behind, it is the same place",
+    },
+    "similarity_logits": {
+        "F.normalize(f)": "dimension 1 by default, the last of a matrix",
+        "F.normalize(f, dim=1)": "a matrix: its last dimension is dimension 1",
+        "cosines[:, :, -1]": "a dimension of size one",
+    },
     "bottleneck": {
         "zero in (self.up.weight, self.down.bias": "zeroed in another order",
         "self.down.bias, self.up.bias, self.up.weight": "zeroed in another order",

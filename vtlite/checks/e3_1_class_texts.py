@@ -65,19 +65,22 @@ def class_texts(student: Answer) -> None:
     end], with the name at the end, in the middle or in front, read at the end token."""
     later: list[Lives] = []
     for position in _POSITIONS:
-        for seed, M, D, E, per_class, ends in (
-            (0, 4, 5, 3, False, (3, 2, 5)),
-            (1, 3, 4, 6, True, (2, 4)),
-            (2, 1, 3, 3, False, (4, 3, 2, 3)),
-            (3, 5, 2, 4, True, (6,)),
-            (4, 2, 6, 5, False, (2, 2, 2)),
+        for seed, M, D, E, per_class, ends, padding in (
+            (0, 4, 5, 3, False, (3, 2, 5), 2),
+            (1, 3, 4, 6, True, (2, 4), 3),
+            (2, 1, 3, 3, False, (4, 3, 2, 3), 2),
+            (3, 5, 2, 4, True, (6,), 4),
+            (4, 2, 6, 5, False, (2, 2, 2), 2),
+            (5, 3, 4, 5, False, (2, 4, 3), 0),
         ):
-            C, L = len(ends), max(ends) + 3
+            C, L = len(ends), max(ends) + 1 + padding
             context, names, weight = randn(
                 seed, (C, M, D) if per_class else (M, D), (C, L, D), (E, D)
             )
             given = {"context": context, "names": names, "ends": torch.tensor(ends)}
-            later.append(_text_case(student, weight, given, position))
+            run = _text_case(student, weight, given, position)
+            if padding:  # where each end token has room to stand one place further
+                later.append(run)
     for run in later:
         run()
     passed(
@@ -89,7 +92,7 @@ def class_texts(student: Answer) -> None:
         "one context for all and one for each class",
         "one call of the tower",
         "gradients of context and names",
-        "any type and device",
+        "any type",
         "arguments untouched",
     )
 
