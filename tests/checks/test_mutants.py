@@ -43,6 +43,17 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "F.normalize(f, dim=1)": "a matrix: its last dimension is dimension 1",
         "cosines[:, :, -1]": "a dimension of size one",
     },
+    "prompted_attention": {
+        "P.shape[-1]": "tokens and prompts are equally wide",
+        "weight.shape[-1]": "as wide as the tokens",
+        "x.shape[2]": "three dimensions: the last is dimension 2",
+        "chunk(3, dim=2)": "three dimensions: the last is dimension 2",
+        "chunk(2, dim=2)": "three dimensions: the last is dimension 2",
+        "unflatten(2,": "three dimensions: the last is dimension 2",
+        "transpose(2, 1)": "exchanging knows no order",
+        "transpose(1, -2)": "four dimensions: dimension -2 is dimension 2",
+        "flatten(-2)": "four dimensions: dimension -2 is dimension 2",
+    },
     "bottleneck": {
         "zero in (self.up.weight, self.down.bias": "zeroed in another order",
         "self.down.bias, self.up.bias, self.up.weight": "zeroed in another order",

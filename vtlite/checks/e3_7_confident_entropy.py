@@ -56,7 +56,7 @@ def _views(seed: int, views: int, classes: int) -> Tensor:
     logits, more = randn(seed, (views, classes), (views, 1))
     g = torch.Generator().manual_seed(seed)
     order = torch.randperm(views, generator=g)
-    sharp = torch.linspace(0.3, 1.0, views)[order] ** 2 * 4
+    sharp = torch.linspace(0.3, 1.0, views)[order] ** 2 * 2.5
     logits = logits - logits.mean(1, keepdim=True)
     return logits / logits.abs().amax(1, keepdim=True) * sharp[:, None] + 3 * more
 
