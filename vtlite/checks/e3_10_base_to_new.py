@@ -25,17 +25,19 @@ def _accuracies(
     logits: Tensor, labels: Tensor, middle: int, whole: bool = False, shifted: bool = True
 ) -> Halves:
     """Image by image, the largest logit among the classes of its own half; `whole`: among all."""
-    C, rights = logits.shape[1], ([], [])  # type: tuple[int, tuple[list[bool], list[bool]]]
+    C = logits.shape[1]
+    rights: tuple[list[bool], list[bool]] = ([], [])
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
         new = label >= middle
         first, last = (0, C) if whole else (middle, C) if new else (0, middle)
         best = max(range(first, last), key=lambda c: row[c])
         rights[new].append(best - (0 if shifted or whole else first) == label)
-    return tuple(sum(own) / len(own) if own else 0.0 for own in rights)  # type: ignore[return-value]
+    base, new = (sum(own) / len(own) if own else 0.0 for own in rights)
+    return base, new
 
 
 def _harmonic(base: float, new: float) -> float:
-    return 0.0 if base + new == 0 else 2 / (1 / base + 1 / new) if base and new else 0.0
+    return 2 / (1 / base + 1 / new) if base and new else 0.0
 
 
 def _right(logits: Tensor, labels: Tensor) -> tuple[float, float, float]:

@@ -112,6 +112,9 @@ def _text_case(student: Answer, weight: Tensor, given: dict[str, Tensor], positi
     def usual(parts: Parts) -> Tensor:
         return torch.cat([_text(parts, position), parts[4]])
 
+    def placed(other: str) -> Callable[[Parts], Tensor]:
+        return lambda parts: _text(parts, other)
+
     def late(parts: Parts) -> Tensor:
         """The context behind the longest name, not behind each one's own."""
         V, start, name, end, padding = parts
@@ -121,9 +124,7 @@ def _text_case(student: Answer, weight: Tensor, given: dict[str, Tensor], positi
 
     half, more = M // 2, (M + 1) // 2
     mistakes = {
-        f'the name stands {there}; position is "{position}"': each(
-            lambda parts, other=other: _text(parts, other)
-        )
+        f'the name stands {there}; position is "{position}"': each(placed(other))
         for other, there in (
             ("end", "at the end"),
             ("middle", "in the middle"),

@@ -100,6 +100,10 @@ def _prompt_case(
         keys, values = torch.cat([prompt_keys, k], 1), torch.cat([prompt_values, v], 1)
         return attention(q, keys, values, heads, **wrong)
 
+    def among(tokens: Tensor) -> Tensor:
+        q, k, v = (projected(tokens, weight, shift, i) for i in range(3))
+        return attention(q, k, v, heads)
+
     alone, prompts_alone = attention(q, k, v, heads), attention(q, pk, pv, heads)
     mistakes = {
         "the prompts are not seen: they are keys and values beside those of the image": alone,
@@ -139,12 +143,10 @@ def _prompt_case(
         "keys and values are exchanged: the rows of weight are q, k, v": read(pv, pk, q, v, k),
         "values and queries are exchanged: the rows of weight are q, k, v": read(pk, pq, v, k, q),
         "the skip is added; this is attention alone": x + right,
-        "the prompts are added to the tokens": attention(
-            *(projected(x + P.mean(0), weight, shift, i) for i in range(3)), heads
-        ),
-        "these are the places of the prompts; those of the tokens are asked": attention(
-            *(projected(_both(x, P), weight, shift, i) for i in range(3)), heads
-        )[:, :N],
+        "the prompts are added to the tokens": among(x + P.mean(0)),
+        "these are the places of the prompts; those of the tokens are asked": among(_both(x, P))[
+            :, :N
+        ],
         "the first image's keys and values serve all images": read(
             pk, pv, q, torch.stack([k[0] for _ in x]), torch.stack([v[0] for _ in x])
         ),

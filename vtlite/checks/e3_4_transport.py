@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,13 +84,13 @@ def transport(student: Answer) -> None:
     )
 
 
-def _pair(returned: object) -> tuple[Tensor, Tensor]:
+def _pair(returned: Any) -> tuple[Tensor, Tensor]:
     expect(
         isinstance(returned, tuple | list) and len(returned) == 2,
         f"expected two tensors, found {type(returned).__name__}",
         "return (plan, score)",
     )
-    plan, score = returned  # type: ignore[misc]
+    plan, score = returned
     return plan, score
 
 

@@ -105,7 +105,7 @@ def _image_case(student: Answer, texts: Texts, given: dict[str, Tensor], scale: 
     hidden = dense(n, W1, b1)
     first = torch.zeros(M, 1)
     first[0] = 1.0
-    right = _right(texts, *given.values(), scale)
+    right = _right(texts, f, context, W1, b1, W2, b2, scale)
     mistakes = {
         "the shift is missing: the same context serves all images": by(0 * shift),
         "the shift takes the context's place; it is added to it": of(

@@ -112,16 +112,18 @@ def _frame_case(student: Answer, given: dict[str, Tensor]) -> Lives:
         "up and down are upside down": of(up.flip(1), down.flip(1), left, right),
         "right is mirrored": of(up, down, left, right.flip(2)),
         "left is mirrored": of(up, down, left.flip(2), right),
-        "left and right are missing": of(up, down, *zero[2:]),
-        "up and down are missing": of(*zero[:2], left, right),
+        "left and right are missing": of(up, down, zero[2], zero[3]),
+        "up and down are missing": of(zero[0], zero[1], left, right),
         "right is missing": of(up, down, left, zero[3]),
         "left is missing": of(up, down, zero[2], right),
         "down is missing": of(up, zero[1], left, right),
         "up is missing": of(zero[0], down, left, right),
-        "left and right begin at the upper edge; they begin below up": of(up, down, *zero[2:])
+        "left and right begin at the upper edge; they begin below up": of(
+            up, down, zero[2], zero[3]
+        )
         + higher,
         "left and right begin at the upper edge, and up and down lie over them": images
-        + torch.where(of(up, down, *zero[2:]) != images, frame, higher),
+        + torch.where(of(up, down, zero[2], zero[3]) != images, frame, higher),
         "the frame of the first image's size is scaled": images + frame / len(images),
         "the result is clipped to 0 .. 1; the images are normalised, and so it is not": (
             expected.clamp(0, 1)
