@@ -19,12 +19,12 @@ from vtlite.methods.remapping.weight.growing import (
     Inner,
     branched,
     copies,
-    inner_widths,
     narrow,
     residual_blocks,
     see_data,
     silent_copy,
     widen,
+    widths,
 )
 from vtlite.storage import VTError
 from vtlite.task import Task
@@ -73,7 +73,7 @@ class Remapped(Predictor):
 def places(backbone: Backbone, kind: int) -> list[Any]:
     """Where a step of this kind can be taken now, from input to output."""
     if kind in (WIDER, NARROWER):
-        return inner_widths(backbone, "a step")
+        return widths(backbone)
     if kind == DEEPER:
         if getattr(backbone, "rope_mixed", False):  # each block has a rotation of its own
             return []
