@@ -45,7 +45,7 @@ def projections(panels: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Figure:
     the plane of the first two, in which the third lies. What points into the grey half is against
     the general direction. Lengths are in units of the gradient's, but for the direction."""
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.6 * len(panels), 3.5), layout="constrained", squeeze=False
+        1, len(panels), figsize=(3.2 * len(panels), 2.5), layout="constrained", squeeze=False
     )
     for ax, (title, vectors) in zip(axes[0], panels.items(), strict=True):
         gradient, general, used = (v.flatten().double() for v in vectors)
