@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,16 @@ RIGHT = [
 EXERCISES = [(bank.NOTEBOOK, name) for bank in BANKS for name in bank.WRONG]
 
 
+@cache
+def code_of(folder: str, notebook: str) -> dict[str, str]:
+    cells = nbformat.read(ROOT / folder / f"{notebook}.ipynb", as_version=4).cells
+    return definitions([cell.source for cell in cells if cell.cell_type == "code"])[0]
+
+
 def defined_in(folder: str, notebook: str, name: str) -> Callable[..., Any]:
     """The function `name` of a committed notebook, made as the grader makes it."""
-    cells = nbformat.read(ROOT / folder / f"{notebook}.ipynb", as_version=4).cells
     scope: dict[str, Any] = {}
-    exec(definitions([cell.source for cell in cells if cell.cell_type == "code"])[0][name], scope)
+    exec(code_of(folder, notebook)[name], scope)
     return scope[name]
 
 

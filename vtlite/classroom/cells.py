@@ -22,6 +22,8 @@ class Cell:
     source: str
     statements: list[ast.stmt] = field(default_factory=list)
     error: str = ""
+    binds: list[set[str]] = field(default_factory=list, init=False)  # of each statement
+    changes: list[set[str]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.source = _PYTHON_MAGIC.sub("", self.source, count=1)
@@ -32,6 +34,9 @@ class Cell:
             # What only compiling finds: a `return` outside a function, a late __future__.
             compile(tree, "cell", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
             self.statements = tree.body
+            # asked for every name of a notebook, so found once
+            self.binds = [bound(s) for s in self.statements]
+            self.changes = [changed(s) for s in self.statements]
         except SyntaxError as error:
             blank = re.match(r"(?:[ \t]*\n)*", self.source)  # IPython takes these away
             line = (error.lineno or 1) + (blank[0].count("\n") if blank else 0)
@@ -54,7 +59,13 @@ def plan(cells: list[Cell], name: str) -> Plan:
     last = max((i for i, cell in enumerate(cells) if _places(cell, name, False)), default=None)
     if last is None:
         raise KeyError(name)
-    imported = {n for cell in cells for s in cell.statements if _imports(s) for n in bound(s)}
+    imported = {
+        name
+        for cell in cells
+        for statement, binds in zip(cell.statements, cell.binds, strict=True)
+        if _imports(statement)
+        for name in binds
+    }
     kept: list[set[int]] = [set() for _ in cells]
     wanted, seen, end, whole = [name], {name}, last, False
     while wanted:
@@ -86,7 +97,7 @@ def definitions(sources: list[str]) -> tuple[dict[str, str], str]:
     a word on the first cell without sense. An import that fails is no reason to stop."""
     cells = [Cell(source) for source in sources]
     found = {}
-    for name in dict.fromkeys(n for c in cells for s in c.statements for n in bound(s)):
+    for name in dict.fromkeys(n for cell in cells for binds in cell.binds for n in binds):
         statements = [
             statement
             for cell, kept in zip(cells, plan(cells, name), strict=False)
@@ -150,8 +161,8 @@ def _places(cell: Cell, name: str, parts: bool) -> list[int]:
     """Where a cell gives `name` a value or, with `parts`, changes a part of it."""
     return [
         place
-        for place, s in enumerate(cell.statements)
-        if name in bound(s) or (parts and name in changed(s))
+        for place, (binds, changes) in enumerate(zip(cell.binds, cell.changes, strict=True))
+        if name in binds or (parts and name in changes)
     ]
 
 
