@@ -29,7 +29,16 @@ def _parser() -> argparse.ArgumentParser:
     tour.add_argument(
         "--backbone",
         default="vtlite-tiny",
-        help="an embedded backbone, timm:NAME or a .safetensors file (default: %(default)s)",
+        help=(
+            "an embedded backbone, timm:NAME or a .safetensors file, also of a published CLIP with"
+            " open_clip's names (default: %(default)s)"
+        ),
+    )
+    tour.add_argument(
+        "--quick-gelu",
+        action="store_true",
+        default=None,
+        help="the file holds OpenAI's weights, which do not say so themselves",
     )
     tour.add_argument("--epochs", type=int, default=10)
     tour.add_argument("--json", type=Path, default=Path("out/tour.json"))
@@ -268,7 +277,8 @@ def _run(arguments: argparse.Namespace) -> None:
             from vtlite.tour import run
 
             outputs = {"json": arguments.json, "csv": arguments.csv, "figure": arguments.figure}
-            run(arguments.methods, arguments.task, arguments.backbone, arguments.epochs, outputs)
+            a = arguments
+            run(a.methods, a.task, a.backbone, a.epochs, outputs, a.quick_gelu)
         case "list":
             from vtlite.show import list_systems
 
@@ -413,8 +423,9 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 def _study(arguments: argparse.Namespace) -> None:
     from vtlite.arguments import whole
-    from vtlite.bench import STUDIES, bench, markdown, summary
+    from vtlite.bench import bench, markdown, summary
     from vtlite.storage import unknown
+    from vtlite.studies import STUDIES
 
     name, workers = arguments.study, whole("workers", arguments.workers)
     if name not in STUDIES:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Generator
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -37,7 +38,8 @@ from vtlite.data.tasks import load_task
 from vtlite.method import Backbone, Tuned, count_parameters, short
 from vtlite.methods import METHODS, find_method
 from vtlite.storage import VTError, atomic_write, unknown
-from vtlite.task import Task
+from vtlite.studies import further, in_sequence
+from vtlite.task import Stream, Task
 from vtlite.training import Diverged, evaluate, fit
 from vtlite.tuning import tune
 from vtlite.zero_shot import ZeroShot
@@ -57,11 +59,16 @@ class Entry:
     weights: str = "vtlite-tiny"
     lrs: tuple[float, ...] = ()  # to choose from; the method's own if none are given
     settings: dict[str, Any] = field(default_factory=dict)
+    # Where nothing trains: the settings that a number of `lrs` stands for.
+    by: Callable[[float], dict[str, Any]] | None = None
+    at_once: bool = False  # the domains of a stream together, not one after another
 
-    def tuned(self, task: Task, seed: int = 0) -> Tuned:
+    def tuned(self, task: Task, seed: int = 0, lr: float = 0.0) -> Tuned:
         """The method on its backbone."""
-        small = find_method(self.method).small
-        return tune(_backbone(self.weights), self.method, task, seed, **{**small, **self.settings})
+        settings = {**find_method(self.method).small, **self.settings}
+        if self.by:
+            settings |= self.by(lr)
+        return tune(_backbone(self.weights), self.method, task, seed, **settings)
 
     def choices(self) -> tuple[float, ...]:
         return self.lrs or find_method(self.method).lrs
@@ -77,33 +84,19 @@ ENTRIES = {
     "lora, rank 16 on q, k, v": Entry("lora", settings={"rank": 16, "targets": "qkv"}),
     "full, on the ResNet": Entry("full", "vtlite-resnet"),
     "linear, on the ResNet": Entry("linear", "vtlite-resnet"),
+    "full, all at once": Entry("full", at_once=True),
+    "st_adapter, 3x3x3": Entry("st_adapter", settings={"kernel": (3, 3, 3), "bottleneck": 16}),
+    # Nothing trains: what is chosen is how far a context moves, and how much the cache counts.
+    "tpt": Entry("tpt", "vtlite-clip", (5e-4, 2e-3, 5e-3, 2e-2), by=lambda n: {"step": n}),
+    "tda": Entry("tda", "vtlite-clip", (0.2, 0.6, 2.0), by=lambda n: {"alphas": (n, 0.06 * n)}),
 }
 
-
-@dataclass(frozen=True)
-class Study:
-    """Some entries on tasks of another kind, by the same protocol: `bench --study NAME`."""
-
-    tasks: tuple[str, ...]
-    entries: tuple[str, ...]
-    epochs: int = EPOCHS
-
-
-STUDIES = {
-    "masks": Study(
-        ("emoji-masks", "emoji-scenes"),
-        ("full", "linear", "adaptformer", "lora", "mona", "convpass", "vit_adapter"),
-    ),
-    "motion": Study(("emoji-motion",), ("full", "linear", "aim", "st_adapter")),
-    "few-shot": Study(
-        tuple(f"twemoji-subgroups:{k}-shot" for k in (1, 2, 4, 8, 16)),
-        (
-            *("zero-shot", "linear", "clip_adapter", "tip_adapter", "coop", "cocoop", "prograd"),
-            *("plot", "lasp", "sgva_clip", "maple", "upt", "clip_lora"),
-        ),
-        epochs=50,
-    ),
-}
+# Their tasks are others: studies have them (vtlite.studies), the tables of all tasks do not.
+ELSEWHERE = (
+    *("dualcoop", "full, all at once", "aim", "st_adapter", "st_adapter, 3x3x3", "tpt", "tda"),
+    *("vit_adapter", "zero-shot"),
+)
+TABLED = tuple(name for name in ENTRIES if name not in ELSEWHERE)
 
 
 def run_cell(
@@ -119,21 +112,38 @@ def run_cell(
     entry, few = ENTRIES[name], task_name.endswith("-shot")
     task = load_task(f"{task_name}:{seed}" if few else task_name)
     train, held_out = task.train, task.val
+    more: dict[str, Any] = {}  # what else such tasks are asked (vtlite.studies)
     if final:
         train, held_out = train if few else joined([train, held_out]), task.test
+
+    def again(task: Task) -> Any:
+        if entry.weights == "words":
+            return ZeroShot(load_clip(), task.classes, "an emoji of {}")
+        return entry.tuned(task, seed, lr)
+
     if entry.weights == "pixels":
         score, trainable = _pixels(train, held_out, task, lr)
-    elif entry.weights == "words":
-        named = ZeroShot(load_clip(), task.classes, "an emoji of {}")
-        score, trainable = evaluate(named, held_out, task=task)[task.metric], 0
     else:
-        model = entry.tuned(task, seed)
+        model: Any = again(task)
         try:
-            fit(model, train, epochs=epochs, lr=lr, seed=seed, progress=False)
-            score = evaluate(model, held_out)[task.metric]
+            if isinstance(task, Stream) and not entry.at_once:
+                part = "test" if final else "val"
+                score, more = in_sequence(model, task, part, epochs=epochs, lr=lr, seed=seed)
+            else:
+                if isinstance(model, Tuned):
+                    fit(model, train, epochs=epochs, lr=lr, seed=seed, progress=False)
+                if entry.by:  # the order of the images is all that is left to chance
+                    order = torch.randperm(len(held_out), generator=Generator().manual_seed(seed))
+                    held_out = held_out.subset(order)
+                # in one batch: what learns from the images that it is asked about sees all
+                score = evaluate(model, held_out, len(held_out) if entry.by else 200, task)[
+                    task.metric
+                ]
+                more = further(model, task, again) if final else {}
         except Diverged:
             score = 0.0  # the largest rate of a grid may be too large: a result like any other
-        trainable = count_parameters(model)[0]  # now: some methods choose what trains from the data
+        # now: some methods choose what trains from the data
+        trainable = count_parameters(model)[0] if isinstance(model, Tuned) else 0
     return {
         "entry": name,
         "task": task_name,
@@ -142,6 +152,7 @@ def run_cell(
         "final": final,
         "score": score,
         "trainable": trainable,
+        **({"more": more} if more else {}),
     }
 
 
@@ -171,17 +182,21 @@ def entries_of(group: str | None) -> tuple[str, ...]:
     """The entries of one of the survey's groups and, to compare with, full fine-tuning and a linear
     probe; all of them for None."""
     if group is None:
-        return tuple(ENTRIES)
+        return TABLED
     groups = {name: find_method(entry.method).key.split("/")[0] for name, entry in ENTRIES.items()}
     if group not in groups.values():
         raise unknown("group", group, set(groups.values()))
-    return tuple(name for name in ENTRIES if groups[name] == group or name in ("full", "linear"))
+    own = {name for name in TABLED if groups[name] == group}
+    compared = ["full", "linear"]
+    if any(ENTRIES[name].weights == "vtlite-resnet" for name in own):
+        compared += [f"{name}, on the ResNet" for name in compared]
+    return tuple(name for name in TABLED if name in own or name in compared)
 
 
 def bench(
     results: Path,
     workers: int = 2,
-    entries: tuple[str, ...] = tuple(ENTRIES),
+    entries: tuple[str, ...] = TABLED,
     tasks: tuple[str, ...] = BENCHED,
     epochs: int = EPOCHS,
 ) -> list[dict[str, Any]]:
@@ -210,28 +225,27 @@ def bench(
 
 
 def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
-    """What each method costs on the embedded backbone, one row per entry, added to those in `path`
+    """What each method costs on its embedded backbone, one row per entry, added to those in `path`
     (JSON) as soon as it is measured.
 
     Bytes and numbers are exact. Times are ratios measured in turns: a training step to one of full
     fine-tuning, a forward pass of the merged model (where it merges) to one of the untouched
-    backbone.
+    backbone. Of two towers both are those of the image tower, which is `vtlite-tiny`.
     """
     rows = _read(path)
     done = {row["entry"] for row in rows}
-    wanted = [
-        name for name in entries if ENTRIES[name].weights == "vtlite-tiny" and name not in done
-    ]
+    wanted = [name for name in entries if name not in done and _costs(ENTRIES[name])]
     if not wanted:
         return rows
     task = load_task("twemoji")
     images, labels = next(iter(DataLoader(task.train, 50)))
-    full, plain = (ENTRIES[name].tuned(task) for name in ("full", "linear"))
     for name in tqdm(wanted, desc="costs"):
         model = ENTRIES[name].tuned(task)
         # Some choose what trains from the data.
         fit(model, task.train, epochs=1, lr=1e-6, progress=False)
-        deployed = without_method(model)
+        deployed, where = without_method(model), ENTRIES[name].weights
+        compared = ", on the ResNet" if where == "vtlite-resnet" else ""
+        full, plain = (ENTRIES[each + compared].tuned(task) for each in ("full", "linear"))
         rows.append(
             {
                 "entry": name,
@@ -246,6 +260,11 @@ def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
         )
         _write(path, rows)
     return rows
+
+
+def _costs(entry: Entry) -> bool:
+    """Whether an entry trains a method on a network that has learnt something."""
+    return entry.weights.startswith("vtlite-") and not (entry.by or entry.at_once)
 
 
 def chosen_lr(name: str, task: str, runs: list[dict[str, Any]]) -> float:
@@ -325,24 +344,38 @@ def summary(runs: list[dict[str, Any]], among: tuple[str, ...] = BENCHED) -> lis
                 "mean": statistics.mean(per_seed),
                 "spread": statistics.pstdev(per_seed),
                 "lrs": {task: chosen[name, task] for task in tasks},
+                "more": _more(own),
             }
         )
     return rows
 
 
+def _more(runs: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """What else was asked of the final runs, mean and spread; tables of it are left out."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for name, value in run.get("more", {}).items():
+            if not isinstance(value, list):
+                found.setdefault(name, []).append(value)
+    return {name: (statistics.mean(v), statistics.pstdev(v)) for name, v in found.items()}
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The summary as a Markdown table: accuracies in per cent, mean and spread over seeds."""
-    tasks = rows[0]["tasks"] if rows else ()
-    lines = [
-        "| | trainable | " + " | ".join(tasks) + " | mean |",
-        "|---|---:|" + "---:|" * (len(tasks) + 1),
-    ]
+    """The summary as a Markdown table: scores in per cent, mean and spread over seeds, with what
+    else was asked where there is one task, and with their mean where there are more."""
+    tasks = tuple(rows[0]["tasks"]) if rows else ()
+    more = tuple(dict.fromkeys(name for row in rows for name in row["more"]))
+    columns = (*tasks, "mean") if len(tasks) > 1 else (*tasks, *more)
+    lines = [f"| | trainable | {' | '.join(columns)} |", "|---|---:|" + "---:|" * len(columns)]
     for row in rows:
-        cells = [f"{100 * m:.1f} ± {100 * s:.1f}" for m, s in row["tasks"].values()]
-        lines.append(
-            f"| {row['entry']} | {row['trainable']:,} | {' | '.join(cells)} |"
-            f" **{100 * row['mean']:.1f} ± {100 * row['spread']:.1f}** |"
-        )
+        found = {**row["more"], **row["tasks"], "mean": (row["mean"], row["spread"])}
+        cells = [
+            f"{100 * found[c][0]:.1f} ± {100 * found[c][1]:.1f}" if c in found else ""
+            for c in columns
+        ]
+        if len(tasks) > 1:
+            cells[-1] = f"**{cells[-1]}**"
+        lines.append(f"| {row['entry']} | {row['trainable']:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -104,7 +104,8 @@ def accuracy_over_parameters(
     )
     ax.margins(0.14, 0.14)
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=8, loc="best")
+    if seen:
+        ax.legend(fontsize=8, loc="best")
     _name_points(
         ax,
         [(row["trainable"], 100 * row["accuracy"], row["method"].split("/")[-1]) for row in rows],

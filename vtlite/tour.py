@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -27,6 +28,8 @@ from vtlite.accounting import (
 )
 from vtlite.backbones import load_backbone
 from vtlite.backbones.base import pixels_of
+from vtlite.backbones.clip import CLIP
+from vtlite.backbones.tokenizer import WordTokenizer
 from vtlite.data.tasks import load_task
 from vtlite.method import Backbone, Tuned, count_parameters
 from vtlite.methods import find_method
@@ -39,8 +42,10 @@ from vtlite.zero_shot import ZeroShot
 
 Row = dict[str, Any]
 
-TEMPLATE = "an emoji of {}"  # how the two-tower model is told of a class
+TEMPLATE = "an emoji of {}"  # how the embedded two-tower model is told of a class
+PUBLISHED_TEMPLATE = "a photo of a {}"
 METHODS = ("full", "linear", "vpt_deep", "adaptformer", "lora", "bitfit", "ssf", "kd")
+TWO_TOWERS = ("coop", "maple", "clip_adapter", "clip_lora")
 
 
 def tour(
@@ -59,6 +64,8 @@ def tour(
     keys = [find_method(name).key for name in methods]
     backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
     task = load_task(task, like=backbone) if isinstance(task, str) else task
+    if isinstance(backbone, CLIP):
+        backbone.tokenize(task.classes)  # raises where it has no tokenizer, or for too long a name
     keys = [key for key in keys if _bears(backbone, key, task)]
     if not keys:
         raise VTError(
@@ -68,10 +75,8 @@ def tour(
     rows = []
     with tqdm(keys, desc=f"tour of {task.name}", unit="method", disable=not progress) as bar:
         for key in bar:
-            name = key.split("/")[-1]
-            bar.set_postfix_str(name)
-            small = find_method(key).small
-            model = tune(backbone, key, task, seed, **small)
+            bar.set_postfix_str(key.split("/")[-1])
+            model = tune(backbone, key, task, seed, **_settings(backbone, key))
             start = time.perf_counter()
             fit(model, task.train, epochs=epochs, seed=seed, progress=False)
             rows.append(
@@ -86,22 +91,43 @@ def tour(
 def _bears(backbone: Backbone, key: str, task: Task) -> bool:
     """Whether `tune` takes the method for this backbone and task; if not, it is said why."""
     try:
-        tune(backbone, key, task, **find_method(key).small)
+        tune(backbone, key, task, **_settings(backbone, key))
     except VTError as refusal:
         print(f"left out: {refusal}", file=sys.stderr)
         return False
     return True
 
 
+def _published(backbone: Backbone) -> bool:
+    """Whether it is a two-tower model that byte pairs were read to, not a vocabulary of words."""
+    return isinstance(backbone, CLIP) and not isinstance(backbone.tokenizer, WordTokenizer)
+
+
+def _settings(backbone: Backbone, key: str) -> dict[str, Any]:
+    """A method's settings for a small backbone; for published towers its own, which are made for
+    them."""
+    return {} if _published(backbone) else find_method(key).small
+
+
+def _untouched(backbone: Backbone, task: Task) -> nn.Module:
+    """The backbone that no method has changed: under a linear head or, of two towers, told the
+    names of the classes."""
+    if not isinstance(backbone, CLIP):
+        return tune(backbone, "linear", task)
+    template = PUBLISHED_TEMPLATE if _published(backbone) else TEMPLATE
+    return ZeroShot(backbone, task.classes, template).eval()
+
+
 def two_towers(task: Task, backbone: Backbone) -> list[Row]:
-    """The row of the embedded two-tower model, which is told the names of the classes and trains
-    nothing; none where the question or the images are not for it."""
-    clip = load_backbone("vtlite-clip")
-    if not isinstance(task, Classification) or pixels_of(clip.visual) != pixels_of(backbone):
+    """The row of a two-tower model (the embedded one if `backbone` is none), which is told the
+    names of the classes and trains nothing; none where the question or the images are not for
+    it."""
+    clip = backbone if isinstance(backbone, CLIP) else load_backbone("vtlite-clip")
+    images_of = getattr(backbone, "visual", backbone)
+    if not isinstance(task, Classification) or pixels_of(clip.visual) != pixels_of(images_of):
         return []
-    model = ZeroShot(clip, task.classes, TEMPLATE).eval()
+    model, reference = _untouched(clip, task), _untouched(backbone, task)
     images, _ = next(iter(DataLoader(task.train, 50)))
-    reference = tune(backbone, "linear", task)
     nothing = dict.fromkeys(("trainable", "share", "delta_bytes", "step_ms", "activation_bytes"), 0)
     row = {
         "method": "two_towers/zero_shot",
@@ -116,18 +142,19 @@ def two_towers(task: Task, backbone: Backbone) -> list[Row]:
 
 def measure(model: Tuned, backbone: Backbone, task: Task) -> Row:
     """Accuracy on the test images and every cost of one tuned model; latency is relative to the
-    untouched backbone with a linear head."""
+    untouched backbone with a linear head, or with the names of the classes."""
     trainable, total = count_parameters(model)
     images, labels = next(iter(DataLoader(task.train, 50)))
-    reference = tune(backbone, "linear", task)
+    reference = _untouched(backbone, task)
     return {
         "method": model.method.key,
         "accuracy": evaluate(model, task.test)["accuracy"],
         "trainable": trainable,
         "share": trainable / total,
         "delta_bytes": delta_size(model),
-        "step_ms": 1000 * step_time(model, images, labels),
-        "activation_bytes": activation_memory(model, images, labels),
+        # A method may train nothing, such as a cache that fills while it answers.
+        "step_ms": 1000 * step_time(model, images, labels) if trainable else 0,
+        "activation_bytes": activation_memory(model, images, labels) if trainable else 0,
         "latency_ratio": latency_ratio(plain := without_method(model), reference, images),
         "merged": plain is not model,
     }
@@ -186,7 +213,12 @@ def save_rows(rows: Sequence[Row], path: Path) -> None:
 
 
 def run(
-    methods: str | None, task: str, backbone: str, epochs: int, outputs: dict[str, Path]
+    methods: str | None,
+    task: str,
+    backbone: str,
+    epochs: int,
+    outputs: dict[str, Path],
+    quick_gelu: bool | None = None,
 ) -> None:
     """The command: everything above, with its outputs on the terminal and in files ("json", "csv",
     "figure")."""
@@ -197,8 +229,9 @@ def run(
             f"expected a figure that ends in .png, .svg or .pdf, found {outputs['figure'].name}"
         )
     start = time.perf_counter()
-    names = [name.strip() for name in methods.split(",")] if methods is not None else METHODS
-    network = load_backbone(backbone)
+    network = load_backbone(backbone, quick_gelu=quick_gelu)
+    default = TWO_TOWERS if isinstance(network, CLIP) else METHODS
+    names = [name.strip() for name in methods.split(",")] if methods is not None else default
     asked = load_task(task, like=network)
     rows = [*tour(names, asked, network, epochs), *two_towers(asked, network)]
     seconds, threads = time.perf_counter() - start, torch.get_num_threads()

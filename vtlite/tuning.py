@@ -189,7 +189,8 @@ def merge(model: Tuned) -> nn.Module:
             "use the tuned model as it is"
         )
     with torch.random.fork_rng(devices=[]):  # a new head draws values before it gets the model's
-        plain = _with_head(merged_backbone(model), model.head, model.task)
+        head = model.head.merged() if hasattr(model.head, "merged") else model.head
+        plain = _with_head(merged_backbone(model), head, model.task)
     plain = plain.to(next(model.parameters())).eval()
     _expect_same(model, plain)
     return plain

@@ -84,6 +84,15 @@ def where(bad: Callable[..., bool]) -> Callable[..., Any]:
     return lambda right: lambda *given: (added(right) if bad(*given) else right)(*given)
 
 
+def adds_zeros(right: Callable[..., Any]) -> Callable[..., Any]:
+    """Made on the CPU, before anything is read."""
+    return lambda t, *rest: right(t + torch.zeros(t.shape, dtype=t.dtype), *rest)
+
+
+def in_single(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *given: right(*given).float()
+
+
 BY_HAND = {"any leading shape and strides": views, "arguments untouched": writes}
 # exercise -> phrase -> the label of a wrong answer in the bank, or a mistake made above
 PHRASES: dict[str, dict[str, Any]] = {
@@ -126,6 +135,109 @@ PHRASES: dict[str, dict[str, Any]] = {
     "count_vit": {
         "parameters of three networks entry by entry": "no positions",
         "operations as torch counts them": "multiply-adds",
+    },
+    "class_texts": {
+        "the name at the end": "always in front",
+        "the name in the middle": "middle rounded up",
+        "the name in front": "always at the end",
+        "the place of each end token": "the longest's place",
+        "one context for all and one for each class": "first class for all",
+        "one call of the tower": "class by class",
+        "gradients of context and names": "context detached",
+        "any type": in_single,
+        "arguments untouched": "in place",
+    },
+    "similarity_logits": {
+        "every length divided out": "nothing divided",
+        "the temperature": "no exp",
+        "the same texts for all images": "over the batch",
+        "texts of each image's own": "the first image's texts",
+        "gradients of features and texts and temperature": "a number",
+        "any type and device": on_cpu,
+        "arguments untouched": "in place",
+    },
+    "prompted_attention": {
+        "as prompts among the tokens": "tokens alone",
+        "one softmax over prompts and tokens": "two softmaxes",
+        "no queries of the prompts": "as tokens",
+        "the heads": "every H-th channel",
+        "with and without a bias": "no bias for P",
+        "keys and values of the prompts made once": "a copy for each image",
+        "gradients of x and P and the projection": "P detached",
+        "any type and device": on_cpu,
+        "arguments untouched": writes,
+    },
+    "transport": {
+        "the plan after every number of steps": "one step more",
+        "the weights of rows and columns": "weights exchanged",
+        "each image and class by itself": "all together",
+        "a sharp plan": "plain",
+        "the score": "score of the cost",
+        "a plan without a graph": "a graph",
+        "the gradient of the similarity": "a graph through the plan",
+        "either precision and any device": on_cpu,
+        "arguments untouched": "in place",
+    },
+    "aligned_gradient": {
+        "a gradient against the direction": "never",
+        "a gradient along it untouched": "always",
+        "the direction alone counts": "no length",
+        "the strength": "no strength",
+        "the whole tensor at once": "by rows",
+        "a direction of zero": "zero over zero",
+        "new tensors and arguments untouched": "itself",
+        "any type and device": adds_zeros,
+    },
+    "cocoop_logits": {
+        "the small network": "no ReLU",
+        "a shift for each image": "the mean of the batch",
+        "the shift of every vector": "the first vector",
+        "texts of each image's own": "mean of the texts",
+        "every length divided out and the scale": "raw features",
+        "one call of the tower": "image by image",
+        "gradients of all weights": "context detached",
+        "any type and device": on_cpu,
+        "arguments untouched": "in place",
+    },
+    "confident_entropy": {
+        "the surest views": "the least sure",
+        "how many of them": "rounded up",
+        "at least one view": "no view",
+        "the entropy of the mean": "the mean of entropies",
+        "large logits": "no slope",
+        "gradients of the chosen views alone": "detached",
+        "either precision and any device": adds_zeros,
+        "arguments untouched": "in place",
+    },
+    "framed": {
+        "the four sides": "up and down",
+        "the corners once": "from the upper edge",
+        "a sum and no replacement": "overwrites",
+        "the middle as it was": "a rounding error",
+        "images of any size": "around",
+        "gradients of images and frame": "detached",
+        "any type and device": on_cpu,
+        "new tensors and arguments untouched": "in place",
+    },
+    "domain_answers": {
+        "the nearest centre of all": "mean of the distances",
+        "the sum of absolute differences": "squared",
+        "features of length one": "features as they are",
+        "domains of unlike numbers of centres": "filled up with zeros",
+        "each image by itself": "one for the batch",
+        "gradients of the chosen answers alone": "detached",
+        "either precision and any device": on_cpu,
+        "arguments untouched": "in place",
+    },
+    "base_to_new": {
+        "the split of an odd and an even number of classes": "C // 2",
+        "base images among base classes": "among all classes",
+        "new images among new classes": "labels not shifted",
+        "the harmonic mean": "arithmetic",
+        "nothing right": "zero over zero of tensors",
+        "plain numbers": "tensors",
+        "any type and device": adds_zeros,
+        "arguments untouched": "in place",
     },
     "bottleneck": {
         "the parts that train": "a scale that learns",

@@ -23,13 +23,15 @@ def question(number: str) -> str:
     return TEXT.partition(f"### {number}:")[2].partition("\n### ")[0]
 
 
-@pytest.mark.parametrize("lesson", ["00", "01", "02", "04", "05", "07"])
+@pytest.mark.parametrize("lesson", ["00", "01", "02", "03", "04", "05", "07"])
 def test_a_plan_has_fifty_minutes(lesson: str) -> None:
     plan = TEXT.partition(f"## Lesson {lesson} in 50 minutes")[2].partition("\n## ")[0]
     assert sum(map(int, re.findall(r"^\| (\d+) \|", plan, re.M))) == 50
 
 
-@pytest.mark.parametrize("number", ["02-1", "02-2", "04-1", "04-2", "05-1", "05-2", "07-1", "07-2"])
+@pytest.mark.parametrize(
+    "number", [f"{lesson}-{n}" for lesson in ("02", "03", "04", "05", "07") for n in (1, 2)]
+)
 def test_a_rubric_has_ten_points(number: str) -> None:
     assert sum(map(int, re.findall(r"^\| (\d+) \|", question(number), re.M))) == 10
 
@@ -64,6 +66,43 @@ def test_lengths_of_the_gradient_at_the_logits() -> None:
         rest = [(1 - p) / 8] * 8
         assert f"= {math.hypot(1 - p, *rest):.3f}" == words
         assert words in question("02-2")
+
+
+def test_what_a_prompt_costs() -> None:
+    vit = vt.create_backbone("vit_base_patch16_224", device="meta")
+    model = vt.tune(vit, "vpt_deep", 9, num_prompts=50)
+    text = question("03-1")
+    assert f"12 · 50 · 768 = {vt.count_parameters(model)[0] - (768 * 9 + 9):,}." in text
+    tokens = vit.pos_embed.shape[1]
+    more = (tokens + 50) / tokens
+    assert f"{tokens + 50} tokens for {tokens}: {more - 1:.0%}".replace("%", " %") in text
+    assert f"= {more**2:.3f}, so {more**2 - 1:.0%}".replace("%", " %") in text
+    assert f"CoOp 100, CoCoOp {100 * 32:,}." in text
+
+
+def test_entropies_and_means() -> None:
+    text = question("03-2")
+    views = torch.tensor([[0.9, 0.1], [0.1, 0.9]], dtype=torch.float64)
+    each, both = (torch.special.entr(p).sum(-1).mean().item() for p in (views, views.mean(0)))
+    assert f"0.1 ln 0.1 = {each:.3f}" in text
+    assert f"ln 2 = {both:.3f}" in text
+    for base, new in ((0.8, 0.5), (0.66, 0.62)):
+        assert f"/ {base + new:.3g} = {2 * base * new / (base + new):.3f}" in text
+    assert f"arithmetic {(0.8 + 0.5) / 2:.3f} and {(0.66 + 0.62) / 2:.3f}" in text
+    g, u = torch.randn(2, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u = u / u.norm() * -(g @ u).sign()  # against it
+    for strength in (1.0, 0.4):
+        left = (g - strength * (g @ u) * u) @ u
+        assert torch.isclose(left, (1 - strength) * (g @ u), atol=1e-12)
+
+
+def test_zeros_are_not_no_prompts() -> None:
+    """The plan says so of a zero key; and PLOT's prompts that start alike stay alike."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 1, 5, 4, generator=g)
+    attend = F.scaled_dot_product_attention
+    longer = [torch.cat([torch.zeros(1, 2, 4), t], 1) for t in (k, v)]
+    assert not torch.allclose(attend(q, k, v), attend(q, *longer))
 
 
 def test_what_a_block_keeps() -> None:

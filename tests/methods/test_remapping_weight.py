@@ -411,3 +411,17 @@ def test_a_delta_with_steps_that_the_backbone_cannot_take(tmp_path: Any) -> None
     with pytest.raises(vt.VTError, match="steps that this backbone can take, found 1, 2"):
         vt.load_delta(other, tmp_path / "d.safetensors")
     assert torch.equal(other(images), before)
+
+
+def test_nash_goes_on_where_every_block_of_a_resnet_is_deeper() -> None:
+    """Whoever asks such a network for a width to grow finds none, which is no reason to stop."""
+    model = grown(make_tiny_resnet(), "nash", changes=2)
+    network = model.network
+    while places(network.backbone, DEEPER):
+        network.take(DEEPER, 0)
+        if len(network.plan) > 30:
+            break
+    assert not places(network.backbone, WIDER)
+    steps = len(network.plan)
+    model.method.grow(network, limit=100 * numbers(network.backbone))
+    assert len(network.plan) >= steps

@@ -14,6 +14,16 @@ from vtlite.checks.e2_4_l2_sp_penalty import l2_sp_penalty
 from vtlite.checks.e2_5_lp_ft_lrs import lp_ft_lrs
 from vtlite.checks.e2_6_wise_ft import wise_ft
 from vtlite.checks.e2_7_count_vit import count_vit
+from vtlite.checks.e3_1_class_texts import class_texts
+from vtlite.checks.e3_2_similarity_logits import similarity_logits
+from vtlite.checks.e3_3_prompted_attention import prompted_attention
+from vtlite.checks.e3_4_transport import transport
+from vtlite.checks.e3_5_aligned_gradient import aligned_gradient
+from vtlite.checks.e3_6_cocoop_logits import cocoop_logits
+from vtlite.checks.e3_7_confident_entropy import confident_entropy
+from vtlite.checks.e3_8_framed import framed
+from vtlite.checks.e3_9_domain_answers import domain_answers
+from vtlite.checks.e3_10_base_to_new import base_to_new
 from vtlite.checks.e4_1_bottleneck import bottleneck
 from vtlite.checks.e4_2_half_block import half_block
 from vtlite.checks.e4_3_repadapter_merge import repadapter_merge
@@ -39,13 +49,20 @@ from vtlite.checks.e7_6_kron_backward import kron_backward
 
 __all__ = [
     "CheckFailed",
+    "aligned_gradient",
     "attention_fake",
+    "base_to_new",
     "bitfit",
     "bottleneck",
     "cached_features",
+    "class_texts",
+    "cocoop_logits",
+    "confident_entropy",
     "count_updates",
     "count_vit",
+    "domain_answers",
     "dylora_forward",
+    "framed",
     "freeze_except",
     "half_block",
     "kd_gradient",
@@ -61,11 +78,14 @@ __all__ = [
     "lp_ft_lrs",
     "online_attention",
     "private_gradient",
+    "prompted_attention",
     "repadapter_merge",
+    "similarity_logits",
     "ssf_merge",
     "st_adapter",
     "tile_places",
     "tip_logits",
+    "transport",
     "vqt_attention",
     "wise_ft",
 ]

@@ -9,11 +9,7 @@ from torch import Tensor
 
 from vtlite.checks.base import copies, fail, passed, randn, same, untouched
 from vtlite.checks.harness import Answer, check, lives, same_gradients
-from vtlite.checks.naive import dense
-
-
-def _unit(t: Tensor) -> Tensor:
-    return torch.stack([row / (row * row).sum().sqrt() for row in t])
+from vtlite.checks.naive import dense, unit
 
 
 def _sums(votes: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -27,7 +23,7 @@ def _sums(votes: Tensor, labels: Tensor, classes: int) -> Tensor:
 def _right(
     f: Tensor, texts: Tensor, keys: Tensor, labels: Tensor, alpha: float, beta: float, scale: float
 ) -> Tensor:
-    f, texts, keys = _unit(f), _unit(texts), _unit(keys)
+    f, texts, keys = unit(f), unit(texts), unit(keys)
     votes = (-beta * (1 - dense(f, keys, 0.0))).exp()
     return scale * dense(f, texts, 0.0) + alpha * _sums(votes, labels, len(texts))
 
@@ -70,7 +66,7 @@ def _cache_case(
     f, texts, keys, labels = arguments.values()
     C = len(texts)
     counts = torch.bincount(labels, minlength=C).clamp(min=1)
-    nf, nt, nk = _unit(f), _unit(texts), _unit(keys)
+    nf, nt, nk = unit(f), unit(texts), unit(keys)
     zero_shot, near = scale * dense(nf, nt, 0.0), dense(nf, nk, 0.0)
 
     def votes(v: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,49 +9,15 @@ from torch import Tensor
 
 from vtlite.checks.base import copies, expect, passed, randn, same, untouched
 from vtlite.checks.harness import Answer, check, lives, same_gradients
-from vtlite.checks.naive import dense
-
-
-def _thirds(t: Tensor) -> list[Tensor]:
-    D = len(t) // 3
-    return [t[:D], t[D : 2 * D], t[2 * D :]]
-
-
-def _projected(x: Tensor, weight: Tensor, bias: Tensor | None, which: int) -> Tensor:
-    shift = 0.0 if bias is None else _thirds(bias)[which]
-    return dense(x, _thirds(weight)[which], shift)
-
-
-def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    heads: int,
-    factor: Callable[[int, int], float] = lambda d, D: d**-0.5,
-    strided: bool = False,
-    over: int = -1,
-) -> Tensor:
-    """Image by image and head by head: q [B, Q, D], k and v [B, K, D] -> [B, Q, D]."""
-    D = q.shape[-1]
-    d = D // heads
-    images = []
-    for b in range(len(q)):
-        parts = []
-        for h in range(heads):
-            own = slice(h, None, heads) if strided else slice(h * d, (h + 1) * d)
-            scores = q[b][:, own] @ k[b][:, own].T * factor(d, D)
-            parts.append(scores.softmax(over) @ v[b][:, own])
-        out = torch.cat(parts, -1)
-        images.append(out.unflatten(-1, (heads, d)).mT.flatten(-2) if strided else out)
-    return torch.stack(images)
+from vtlite.checks.naive import attention, projected
 
 
 def _right(
     x: Tensor, P: Tensor, weight: Tensor, bias: Tensor | None, heads: int
 ) -> tuple[Tensor, Tensor]:
-    q, k, v = (_projected(x, weight, bias, i) for i in range(3))
-    own = torch.stack([_projected(P, weight, bias, 0) for _ in x])
-    return _attention(q, k, v, heads), _attention(own, k, v, heads)
+    q, k, v = (projected(x, weight, bias, i) for i in range(3))
+    own = torch.stack([projected(P, weight, bias, 0) for _ in x])
+    return attention(q, k, v, heads), attention(own, k, v, heads)
 
 
 @check
@@ -98,17 +63,17 @@ def _query_case(
     )
     right = _right(x, P, weight, shift, heads)
     case = f"x {list(x.shape)}, {T} queries, {heads} heads{'' if with_bias else ', no bias'}"
-    q, k, v = (_projected(x, weight, shift, i) for i in range(3))
-    pq, pk, pv = (torch.stack([_projected(P, weight, shift, i) for _ in x]) for i in range(3))
+    q, k, v = (projected(x, weight, shift, i) for i in range(3))
+    pq, pk, pv = (torch.stack([projected(P, weight, shift, i) for _ in x]) for i in range(3))
 
     def both(**mistake: Any) -> list[Tensor]:
-        return [_attention(one, k, v, heads, **mistake) for one in (q, pq)]
+        return [attention(one, k, v, heads, **mistake) for one in (q, pq)]
 
     def of_queries(queries: Tensor, keys: Any, values: Any) -> Tensor:
-        return _attention(queries, keys, values, heads)
+        return attention(queries, keys, values, heads)
 
     all_k, all_v = torch.cat([pk, k], 1), torch.cat([pv, v], 1)
-    bare = [torch.stack([_projected(P, weight, None, i) for _ in x]) for i in range(3)]
+    bare = [torch.stack([projected(P, weight, None, i) for _ in x]) for i in range(3)]
     pairs: dict[str, list[Tensor]] = {
         "the factor is missing: scores are divided by sqrt(D / H)": both(factor=lambda d, D: 1.0),
         "the scores are divided by sqrt(D); a head is D / H wide": both(
@@ -119,7 +84,7 @@ def _query_case(
         "a head takes every H-th channel; its D / H channels are neighbours": both(strided=True),
         "the softmax runs over the queries; it runs over the keys": both(over=0),
         "the heads are missing: each has scores of its own": [
-            _attention(one, k, v, 1) for one in (q, pq)
+            attention(one, k, v, 1) for one in (q, pq)
         ],
         "queries and keys are exchanged: the rows of weight are q, k, v": [
             of_queries(k, q, v),

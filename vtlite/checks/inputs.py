@@ -204,3 +204,40 @@ def toy_biases() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return _Biases()
+
+
+class TextTower:
+    """A causal tower in small, embedded texts [C, L, D] -> a feature for each token [C, L, E]: a
+    token knows those before it, and where it stands. Its weight is [E, D].
+
+    `seen`: the shapes that came.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self.seen: list[tuple[int, ...]] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.seen.append(tuple(x.shape))
+        h = x @ self.weight.to(x).T
+        places = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=x.dtype)[:, None]
+        before = (h * places).cumsum(1) / places.cumsum(0)
+        return torch.sin(0.5 * h + 2 * before + 0.1 * places)
+
+
+class Texts:
+    """A text tower with C class names in it: contexts [..., M, D] -> features [..., C, E]. `names`
+    are [C, D], `weight` is [E, D].
+
+    `calls`: how often it ran.
+    """
+
+    def __init__(self, names: Tensor, weight: Tensor) -> None:
+        self.names, self.weight, self.calls = names, weight, 0
+
+    def __call__(self, contexts: Tensor) -> Tensor:
+        self.calls += 1
+        names, weight = self.names.to(contexts), self.weight.to(contexts)
+        places = torch.arange(1, contexts.shape[-2] + 1, device=names.device, dtype=names.dtype)
+        mean = (contexts * places[:, None]).sum(-2, keepdim=True) / places.sum()  # [..., 1, D]
+        return torch.sin(mean + names) @ weight.T

@@ -14,6 +14,22 @@ from vtlite.task import Classification, Task
 from vtlite.zero_shot import class_features
 
 
+class FixedTexts(nn.Module):
+    """Features [B, E] -> logits [B, C]: a scale times the cosine with texts [C, E] that no longer
+    change, so that no text tower is needed."""
+
+    texts: Tensor
+    scale: Tensor
+
+    def __init__(self, texts: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("texts", texts)
+        self.register_buffer("scale", scale)
+
+    def forward(self, f: Tensor) -> Tensor:
+        return self.scale * F.normalize(f, dim=-1) @ self.texts.T
+
+
 class TextHead(nn.Module):
     """Features [B, E] -> logits [B, C]: the cosine with each class's text, which the tower reads
     anew each time, as it changes."""
@@ -29,10 +45,16 @@ class TextHead(nn.Module):
         self.register_buffer("tokens", tokens[:, :used], persistent=False)
         self.register_buffer("scale", clip.logit_scale.exp().detach(), persistent=False)
 
-    def forward(self, f: Tensor) -> Tensor:
+    def texts(self) -> Tensor:
+        """The normalised features of the classes [C, E]."""
         texts = self.tower(self.tower.token_embedding(self.tokens), self.tokens.argmax(-1))
-        texts = F.normalize(texts @ self.projection, dim=-1)
-        return self.scale * F.normalize(f, dim=-1) @ texts.T
+        return F.normalize(texts @ self.projection, dim=-1)
+
+    def forward(self, f: Tensor) -> Tensor:
+        return self.scale * F.normalize(f, dim=-1) @ self.texts().T
+
+    def merged(self) -> FixedTexts:
+        return FixedTexts(self.texts(), self.scale)
 
 
 def named_classes(clip: CLIP, task: Task, method: Method, template: str) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vtlite.backbones.clip import CLIP
 from vtlite.backbones.tokenizer import WordTokenizer, words_of
 from vtlite.method import Method, short
+from vtlite.methods.adapter.two_towers import FixedTexts
 from vtlite.storage import VTError, said
 from vtlite.task import Classification, Task
 
@@ -84,6 +85,10 @@ class PromptedHead(nn.Module):
     def forward(self, f: Tensor) -> Tensor:
         g = F.normalize(self.texts(self.context), dim=-1)
         return self.scale * F.normalize(f, dim=-1) @ g.T
+
+    def merged(self) -> FixedTexts:
+        """What is left when nothing trains any more: the texts are constants."""
+        return FixedTexts(F.normalize(self.texts(self.context), dim=-1), self.scale)
 
 
 def expect_context(method: Method, num_context: int, position: str) -> None:

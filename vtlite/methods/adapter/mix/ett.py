@@ -109,7 +109,7 @@ class ETT(Method):
     """
 
     key = "adapter/mix/ett"
-    lr = 1e-3
+    lr = 1e-2
     lrs = (3e-4, 1e-3, 3e-3, 1e-2)
 
     starts_elsewhere = "its prefixes take part in every softmax from the first step"

@@ -64,7 +64,7 @@ class VLAdapter(Method):
     """
 
     key = "adapter/parallel/vl_adapter"
-    lr = 1e-3
+    lr = 1e-2
     lrs = (3e-4, 1e-3, 3e-3, 1e-2)
     small = {"template": "an emoji of {}"}
 

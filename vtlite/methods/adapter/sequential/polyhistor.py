@@ -103,7 +103,7 @@ class Polyhistor(Method):
     released shapes: the paper's totals hold decoders too. A head here is linear, or the task's own.
     """
 
-    lr = 3e-3
+    lr = 1e-3
     lrs = (3e-4, 1e-3, 3e-3, 1e-2)
 
     starts_elsewhere = "the generated adapters start small, not at zero"

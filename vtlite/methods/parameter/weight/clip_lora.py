@@ -52,7 +52,6 @@ class CLIPLoRA(Method):
     parameters. The scale is the code's, where LoRA divides by the rank itself.
     """
 
-    unmergeable = "its updates are in both towers, and the texts are read anew for each answer"
     small = {"template": "an emoji of {}"}
     two_towers = True
     measured_on = "vtlite-clip"

@@ -33,13 +33,13 @@ class CoOp(Method):
     github.com/KaiyangZhou/CoOp. On CLIP's ViT-B/16 (D = 512): 8,192 parameters, with `per_class`
     8,192 a class. The released code writes a full stop behind the name, of which the paper's
     formula knows nothing; nor does this file. `words` shorter than the context stand in its last
-    places, with zeros before them (as ProGrad starts); CoOp takes as many vectors as words.
+    places, with zeros before them (as ProGrad starts); CoOp takes as many vectors as words. Trained,
+    the texts are constants: merged, it is the image tower and one product.
     """
 
     small = {"num_context": 3, "words": "an emoji of"}
 
     starts_elsewhere = "the context stands in the place of the words of a template"
-    unmergeable = "its context belongs to the texts, and no weight of the image tower changes"
     frozen_features = True
     two_towers = True
     measured_on = "vtlite-clip"

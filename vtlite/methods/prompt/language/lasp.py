@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vtlite.backbones.clip import ImageTower
 from vtlite.backbones.stages import attention_blocks
 from vtlite.method import Method, Predictor, Tuned
+from vtlite.methods.adapter.two_towers import FixedTexts
 from vtlite.methods.prompt.contexts import (
     Position,
     Texts,
@@ -56,6 +57,9 @@ class AwareHead(nn.Module):
     def forward(self, f: Tensor) -> Tensor:
         return self.answer(f, self.prompts())
 
+    def merged(self) -> FixedTexts:
+        return FixedTexts(self.prompts()[:, : self.C].mean(0), self.scale)
+
     def alignment(self, prompts: Tensor) -> Tensor:
         """The loss of the learned prompts as a classifier of the hand-written ones."""
         h = self.written
@@ -91,7 +95,6 @@ class LASP(Method):
         "templates": ("an emoji of {}", "{}", "an emoji with {}", "a picture of {}"),
     }
 
-    unmergeable = "its context belongs to the texts, which are no linear layer"
     frozen_features = True  # but for the norms, where they train
     two_towers = True
     measured_on = "vtlite-clip"

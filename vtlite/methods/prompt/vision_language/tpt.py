@@ -95,6 +95,7 @@ class TPT(CoOp):
     key = "prompt/vision_language/tpt"
     frozen_features = False  # cuts are made of images
     small = {"words": "an emoji of a", "smallest": 0.5, "num_views": 32}
+    unmergeable = "each image has a context of its own"
     starts_elsewhere = "each image tunes the context before it is answered"
 
     num_context: int = 4

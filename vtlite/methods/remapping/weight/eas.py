@@ -11,6 +11,7 @@ from torch.distributions import Bernoulli, Categorical
 
 from vtlite.method import LOW_LRS, Backbone, Method, Train, Tuned
 from vtlite.methods.remapping.weight.controller import Controller, Sampled, search
+from vtlite.methods.remapping.weight.growing import inner_widths
 from vtlite.methods.remapping.weight.steps import (
     DEEPER,
     WIDER,
@@ -63,7 +64,7 @@ class EAS(Method):
         self.expect(self.most >= 1, "most", "of at least 1")
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
-        places(backbone, WIDER), places(backbone, DEEPER)  # refuse one that can't grow
+        inner_widths(backbone, "a step"), places(backbone, DEEPER)  # refuse one that can't grow
         backbone.requires_grad_(True)
         return Remapped(backbone, task.head(backbone), task)
 

@@ -57,13 +57,16 @@ class Inner:
         return all(key.split(".")[0] in names for key in others)  # no norm or gate in the MLP
 
 
-def inner_widths(backbone: Backbone, method: str) -> list[Inner]:
-    """All widths inside a backbone's blocks that may grow, from input to output. Raises `VTError`
-    for a network without."""
+def widths(backbone: Backbone) -> list[Inner]:
+    """All widths inside a backbone's blocks that may grow, from input to output."""
     modules = (module for stage in stages(backbone) for module in stage.modules())
     found = [Inner(module, *names) for module in modules for names in INSIDE]
-    found = [inner for inner in found if inner.may_widen()]
-    if not found:
+    return [inner for inner in found if inner.may_widen()]
+
+
+def inner_widths(backbone: Backbone, method: str) -> list[Inner]:
+    """The same. Raises `VTError` for a network without."""
+    if not (found := widths(backbone)):
         raise VTError(
             f"{method}: expected blocks of two plain layers, one of which reads the other, as in a "
             f"ViT's MLP or a ResNet, found {type(backbone).__name__} without; choose another "

@@ -15,6 +15,7 @@ from torch.distributions import Bernoulli
 from vtlite.method import LOW_LRS, Backbone, Method, Train, Tuned
 from vtlite.methods.remapping.distillation.teaching import Fixed
 from vtlite.methods.remapping.weight.controller import Controller, Sampled, search
+from vtlite.methods.remapping.weight.growing import inner_widths
 from vtlite.methods.remapping.weight.steps import (
     NARROWER,
     SHORTER,
@@ -71,7 +72,10 @@ class N2N(Method):
                 f"n2n: expected a classification, whose logits are repeated, found a "
                 f"{type(task).__name__}; choose another method"
             )
-        places(backbone, NARROWER), places(backbone, SHORTER)  # refuse another kind of network
+        (
+            inner_widths(backbone, "a step"),
+            places(backbone, SHORTER),
+        )  # refuse another kind of network
         backbone.requires_grad_(True)
         return Remapped(backbone, task.head(backbone), task)
 

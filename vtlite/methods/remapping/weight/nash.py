@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vtlite.method import LOW_LRS, Backbone, Method, Train, Tuned
+from vtlite.methods.remapping.weight.growing import inner_widths
 from vtlite.methods.remapping.weight.steps import (
     DEEPER,
     WIDER,
@@ -54,7 +55,7 @@ class NASH(Method):
         self.expect(self.most >= 1, "most", "of at least 1")
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
-        places(backbone, WIDER), places(backbone, DEEPER)  # refuse one that can't grow
+        inner_widths(backbone, "a step"), places(backbone, DEEPER)  # refuse one that can't grow
         backbone.requires_grad_(True)
         return Remapped(backbone, task.head(backbone), task)
 
@@ -74,4 +75,5 @@ class NASH(Method):
         for _ in range(self.changes):
             found = {kind: len(places(network.backbone, kind)) for kind in (WIDER, DEEPER)}
             steps = [(kind, place) for kind, count in found.items() for place in range(count)]
-            network.take(*steps[int(torch.randint(len(steps), ()))], limit)
+            if steps:  # where every block has been deepened there may be none left
+                network.take(*steps[int(torch.randint(len(steps), ()))], limit)

@@ -11,10 +11,10 @@ from torch.distributions import Categorical
 
 from vtlite.method import LOW_LRS, Backbone, Method, Train, Tuned
 from vtlite.methods.remapping.weight.controller import Controller, Sampled, search
+from vtlite.methods.remapping.weight.growing import inner_widths
 from vtlite.methods.remapping.weight.steps import (
     ADDED,
     BESIDE,
-    WIDER,
     Remapped,
     blocks_of,
     held_out,
@@ -58,7 +58,10 @@ class PathLevelEAS(Method):
         self.expect(self.most >= 1, "most", "of at least 1")
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
-        places(backbone, WIDER), places(backbone, ADDED)  # refuse a network that can't grow
+        (
+            inner_widths(backbone, "a step"),
+            places(backbone, ADDED),
+        )  # refuse a network that can't grow
         backbone.requires_grad_(True)
         return Remapped(backbone, task.head(backbone), task)
 

@@ -19,12 +19,12 @@ from vtlite.methods.remapping.weight.growing import (
     Inner,
     branched,
     copies,
-    inner_widths,
     narrow,
     residual_blocks,
     see_data,
     silent_copy,
     widen,
+    widths,
 )
 from vtlite.storage import VTError
 from vtlite.task import Task
@@ -73,7 +73,7 @@ class Remapped(Predictor):
 def places(backbone: Backbone, kind: int) -> list[Any]:
     """Where a step of this kind can be taken now, from input to output."""
     if kind in (WIDER, NARROWER):
-        return inner_widths(backbone, "a step")
+        return widths(backbone)
     if kind == DEEPER:
         if getattr(backbone, "rope_mixed", False):  # each block has a rotation of its own
             return []
@@ -105,8 +105,9 @@ def container_of(backbone: Backbone, block: nn.Module) -> Any:
 
 def block_list(backbone: Backbone) -> list[Any]:
     """All blocks, those that have grown among them."""
-    found = [m for stage in stages(backbone) for m in stage.modules() if hasattr(m, "conv2")]
-    if found:
+    modules = [m for stage in stages(backbone) for m in stage.modules()]
+    found = [m for m in modules if hasattr(m, "conv2")]
+    if found and not any(hasattr(m, "attn") for m in modules):  # XCiT's blocks have both inside
         return found
     parts = ("attn.proj", "norm2", "mlp")
     return attention_blocks(backbone, "a step", parts, plain=True)

@@ -1,0 +1,133 @@
+"""`python -m vtlite bench --study NAME`: some entries of the benchmark on tasks of another kind, by
+the same protocol, and what such tasks are asked beside their score."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from vtlite.data.images import ImageDataset
+from vtlite.data.tasks import load_task
+from vtlite.method import Tuned
+from vtlite.methods.prompt.vision.s_prompting import SPrompting
+from vtlite.task import Stream, Task
+from vtlite.training import evaluate, fit
+from vtlite.tuning import load_delta, save_delta
+
+KINDS = {"many": 20, "medium": 6, "few": 0}  # of a long tail's classes: more training images than
+
+
+@dataclass(frozen=True)
+class Study:
+    """Some entries of `vtlite.bench` and the tasks that they are compared on."""
+
+    tasks: tuple[str, ...]
+    entries: tuple[str, ...]
+    epochs: int = 15
+
+
+STUDIES = {
+    "masks": Study(
+        ("emoji-masks", "emoji-scenes"),
+        ("full", "linear", "adaptformer", "lora", "mona", "convpass", "vit_adapter", "evp"),
+    ),
+    "motion": Study(
+        ("emoji-motion",), ("full", "linear", "aim", "st_adapter", "st_adapter, 3x3x3"), epochs=10
+    ),
+    "few-shot": Study(
+        tuple(f"twemoji-subgroups:{k}-shot" for k in (1, 2, 4, 8, 16)),
+        (
+            *("zero-shot", "linear", "clip_adapter", "tip_adapter", "coop", "cocoop", "prograd"),
+            *("plot", "lasp", "sgva_clip", "maple", "upt", "clip_lora"),
+        ),
+        epochs=30,
+    ),
+    "base-to-new": Study(
+        ("twemoji-subgroups:base:16-shot",),
+        ("zero-shot", "coop", "cocoop", "prograd", "lasp", "maple", "clip_lora"),
+        epochs=30,
+    ),
+    "test-time": Study(
+        ("twemoji-subgroups", "emoji-domains:twemoji", "emoji-domains:high-contrast"),
+        ("zero-shot", "tpt", "tda"),
+    ),
+    "domains": Study(
+        ("emoji-domains",),
+        ("full", "full, all at once", "linear", "vpt_shallow", "s_prompting"),
+        epochs=6,
+    ),
+    "several": Study(("emoji-several",), ("zero-shot", "linear", "full", "lora", "dualcoop")),
+    "long-tail": Study(("twemoji-longtail",), ("linear", "full", "lora", "vpt_deep", "lpt")),
+}
+
+
+def further(model: nn.Module, task: Task, again: Callable[[Task], nn.Module]) -> dict[str, Any]:
+    """What a trained model is asked beside its score on the test images.
+
+    Of a long tail: the accuracy on classes with many, medium and few training images. Of half of the
+    classes: the accuracy on the other half, which it knows by name only (`again` makes it for another
+    task), and the harmonic mean of both.
+    """
+    if task.name == "twemoji-longtail":
+        return by_frequency(model, task)
+    if ":base" not in task.name:
+        return {}
+    new = load_task(task.name.replace(":base", ":new"))
+    other = again(new)
+    if isinstance(model, Tuned) and isinstance(other, Tuned):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "delta.safetensors"
+            save_delta(model, path)
+            other = load_delta(other, path)
+    base, unseen = (
+        evaluate(m, cast(Any, t.test), task=t)[t.metric] for m, t in ((model, task), (other, new))
+    )
+    return {"new": unseen, "harmonic mean": harmonic(base, unseen)}
+
+
+def harmonic(base: float, new: float) -> float:
+    """Their harmonic mean, which is low where one of the two is."""
+    return 2 * base * new / (base + new) if base + new else 0.0
+
+
+def by_frequency(model: nn.Module, task: Task) -> dict[str, float]:
+    """Accuracy on the test images of classes with more than 20 training images, more than 6, and
+    fewer."""
+    counts = cast(Any, task.train).labels.bincount(minlength=task.num_classes)
+    test, found, most = cast(ImageDataset, task.test), {}, torch.inf
+    for kind, least in KINDS.items():
+        own = ((counts > least) & (counts <= most))[test.labels]
+        found[kind] = evaluate(model, test.subset(own), task=task)[task.metric]
+        most = least
+    return found
+
+
+def in_sequence(
+    model: Tuned, stream: Stream, part: str, **settings: Any
+) -> tuple[float, dict[str, Any]]:
+    """Learn one domain after another -> the mean accuracy over all of them after the last, and the
+    `matrix` of accuracies (a row after each domain, a column for each) with what was forgotten: how
+    far each but the last fell, in the mean, from where it was when it had just been learnt.
+
+    `part` says which images of the stages are asked for.
+    """
+    matrix = []
+    if isinstance(model.method, SPrompting):  # whose keys say which domains it has seen
+        fit(model, progress=False, **settings)
+    for s, stage in enumerate(stream.stages):
+        if isinstance(model.method, SPrompting):
+            model.network.known[:] = torch.arange(len(stream.stages)) <= s
+        else:
+            fit(model, stage.train, progress=False, **settings)
+        asked = [cast(Any, getattr(each, part)) for each in stream.stages]
+        matrix.append([evaluate(model, data)[stream.metric] for data in asked])
+    last = matrix[-1]
+    forgotten = mean(matrix[s][s] - last[s] for s in range(len(last) - 1))
+    return mean(last), {"forgotten": forgotten, "matrix": matrix}
