@@ -47,6 +47,7 @@ from vtlite.zero_shot import ZeroShot
 BENCHED = ("fashion", "digits", "twemoji", "shapes-location", "shapes-count")  # classifications
 SEEDS = (0, 1, 2)
 EPOCHS = 15
+ON_RESNET = ", on the ResNet"
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ ENTRIES = {
     **{short(key): Entry(short(key), cls.measured_on) for key, cls in METHODS.items()},
     "adaptformer, bottleneck 48": Entry("adaptformer", settings={"bottleneck": 48}),
     "lora, rank 16 on q, k, v": Entry("lora", settings={"rank": 16, "targets": "qkv"}),
-    "full, on the ResNet": Entry("full", "vtlite-resnet"),
-    "linear, on the ResNet": Entry("linear", "vtlite-resnet"),
+    "full" + ON_RESNET: Entry("full", "vtlite-resnet"),
+    "linear" + ON_RESNET: Entry("linear", "vtlite-resnet"),
     "full, all at once": Entry("full", at_once=True),
     "st_adapter, 3x3x3": Entry("st_adapter", settings={"kernel": (3, 3, 3), "bottleneck": 16}),
     # Nothing trains: what is chosen is how far a context moves, and how much the cache counts.
@@ -139,7 +140,7 @@ def run_cell(
                 score = evaluate(model, held_out, len(held_out) if entry.by else 200, task)[
                     task.metric
                 ]
-                more = further(model, task, again) if final else {}
+                more = further(model, task, score, again) if final else {}
         except Diverged:
             score = 0.0  # the largest rate of a grid may be too large: a result like any other
         # now: some methods choose what trains from the data
@@ -189,7 +190,7 @@ def entries_of(group: str | None) -> tuple[str, ...]:
     own = {name for name in TABLED if groups[name] == group}
     compared = ["full", "linear"]
     if any(ENTRIES[name].weights == "vtlite-resnet" for name in own):
-        compared += [f"{name}, on the ResNet" for name in compared]
+        compared += [name + ON_RESNET for name in compared]
     return tuple(name for name in TABLED if name in own or name in compared)
 
 
@@ -234,18 +235,23 @@ def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
     """
     rows = _read(path)
     done = {row["entry"] for row in rows}
-    wanted = [name for name in entries if name not in done and _costs(ENTRIES[name])]
+    wanted = [
+        name for name in entries if name not in done and ENTRIES[name].weights.startswith("vtlite-")
+    ]
     if not wanted:
         return rows
     task = load_task("twemoji")
     images, labels = next(iter(DataLoader(task.train, 50)))
+    references = {  # full fine-tuning and the untouched network
+        place: [ENTRIES[name + place].tuned(task) for name in ("full", "linear")]
+        for place in ("", ON_RESNET)
+    }
     for name in tqdm(wanted, desc="costs"):
         model = ENTRIES[name].tuned(task)
         # Some choose what trains from the data.
         fit(model, task.train, epochs=1, lr=1e-6, progress=False)
-        deployed, where = without_method(model), ENTRIES[name].weights
-        compared = ", on the ResNet" if where == "vtlite-resnet" else ""
-        full, plain = (ENTRIES[each + compared].tuned(task) for each in ("full", "linear"))
+        deployed = without_method(model)
+        full, plain = references[ON_RESNET if ENTRIES[name].weights == "vtlite-resnet" else ""]
         rows.append(
             {
                 "entry": name,
@@ -260,11 +266,6 @@ def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
         )
         _write(path, rows)
     return rows
-
-
-def _costs(entry: Entry) -> bool:
-    """Whether an entry trains a method on a network that has learnt something."""
-    return entry.weights.startswith("vtlite-") and not (entry.by or entry.at_once)
 
 
 def chosen_lr(name: str, task: str, runs: list[dict[str, Any]]) -> float:

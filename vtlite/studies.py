@@ -68,8 +68,10 @@ STUDIES = {
 }
 
 
-def further(model: nn.Module, task: Task, again: Callable[[Task], nn.Module]) -> dict[str, Any]:
-    """What a trained model is asked beside its score on the test images.
+def further(
+    model: nn.Module, task: Task, score: float, again: Callable[[Task], nn.Module]
+) -> dict[str, Any]:
+    """What a trained model is asked beside its `score` on the test images.
 
     Of a long tail: the accuracy on classes with many, medium and few training images. Of half of the
     classes: the accuracy on the other half, which it knows by name only (`again` makes it for another
@@ -86,10 +88,8 @@ def further(model: nn.Module, task: Task, again: Callable[[Task], nn.Module]) ->
             path = Path(folder) / "delta.safetensors"
             save_delta(model, path)
             other = load_delta(other, path)
-    base, unseen = (
-        evaluate(m, cast(Any, t.test), task=t)[t.metric] for m, t in ((model, task), (other, new))
-    )
-    return {"new": unseen, "harmonic mean": harmonic(base, unseen)}
+    unseen = evaluate(other, cast(Any, new.test), task=new)[new.metric]
+    return {"new": unseen, "harmonic mean": harmonic(score, unseen)}
 
 
 def harmonic(base: float, new: float) -> float:

@@ -11,15 +11,14 @@ from torch.distributions import Bernoulli, Categorical
 
 from vtlite.method import LOW_LRS, Backbone, Method, Train, Tuned
 from vtlite.methods.remapping.weight.controller import Controller, Sampled, search
-from vtlite.methods.remapping.weight.growing import inner_widths
 from vtlite.methods.remapping.weight.steps import (
     DEEPER,
     WIDER,
     Remapped,
     blocks_of,
+    expect_places,
     held_out,
     numbers,
-    places,
 )
 from vtlite.task import Task
 
@@ -64,7 +63,7 @@ class EAS(Method):
         self.expect(self.most >= 1, "most", "of at least 1")
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
-        inner_widths(backbone, "a step"), places(backbone, DEEPER)  # refuse one that can't grow
+        expect_places(backbone, DEEPER)
         backbone.requires_grad_(True)
         return Remapped(backbone, task.head(backbone), task)
 

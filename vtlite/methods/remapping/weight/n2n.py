@@ -15,12 +15,12 @@ from torch.distributions import Bernoulli
 from vtlite.method import LOW_LRS, Backbone, Method, Train, Tuned
 from vtlite.methods.remapping.distillation.teaching import Fixed
 from vtlite.methods.remapping.weight.controller import Controller, Sampled, search
-from vtlite.methods.remapping.weight.growing import inner_widths
 from vtlite.methods.remapping.weight.steps import (
     NARROWER,
     SHORTER,
     Remapped,
     blocks_of,
+    expect_places,
     held_out,
     numbers,
     places,
@@ -72,10 +72,7 @@ class N2N(Method):
                 f"n2n: expected a classification, whose logits are repeated, found a "
                 f"{type(task).__name__}; choose another method"
             )
-        (
-            inner_widths(backbone, "a step"),
-            places(backbone, SHORTER),
-        )  # refuse another kind of network
+        expect_places(backbone, SHORTER)
         backbone.requires_grad_(True)
         return Remapped(backbone, task.head(backbone), task)
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from vtlite.method import LOW_LRS, Backbone, Method, Train, Tuned
-from vtlite.methods.remapping.weight.growing import inner_widths
 from vtlite.methods.remapping.weight.steps import (
     DEEPER,
     WIDER,
     Remapped,
+    expect_places,
     numbers,
     places,
     try_out,
@@ -55,7 +55,7 @@ class NASH(Method):
         self.expect(self.most >= 1, "most", "of at least 1")
 
     def build(self, backbone: Backbone, task: Task) -> nn.Module:
-        inner_widths(backbone, "a step"), places(backbone, DEEPER)  # refuse one that can't grow
+        expect_places(backbone, DEEPER)
         backbone.requires_grad_(True)
         return Remapped(backbone, task.head(backbone), task)
 

@@ -19,6 +19,7 @@ from vtlite.methods.remapping.weight.growing import (
     Inner,
     branched,
     copies,
+    inner_widths,
     narrow,
     residual_blocks,
     see_data,
@@ -83,6 +84,14 @@ def places(backbone: Backbone, kind: int) -> list[Any]:
     return [block for block in block_list(backbone) if hasattr(block, "attn") and whole(block)] or (
         residual_blocks(backbone)
     )
+
+
+def expect_places(backbone: Backbone, *kinds: int) -> None:
+    """Raise `VTError` for a network in which no width can change, or without the blocks that steps
+    of these kinds need."""
+    inner_widths(backbone, "a step")
+    for kind in kinds:
+        places(backbone, kind)
 
 
 def whole(block: Any) -> bool:
