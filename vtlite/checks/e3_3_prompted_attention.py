@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vtlite.checks.base import copies, expect, fail, passed, randn, same, untouched
 from vtlite.checks.harness import Answer, check, lives, same_gradients
+from vtlite.checks.inputs import BESIDE, tokens_beside
 from vtlite.checks.naive import attention, projected
 
 Lives = Callable[[], None]  # what is run after all values
@@ -33,13 +34,7 @@ def prompted_attention(student: Answer) -> None:
     """3.3: `prompted_attention(x, P, weight, bias, heads)` -> what the image's tokens read of one
     another and of the prompts, whose keys and values are made once."""
     later: list[Lives] = []
-    for seed, B, N, T, D, heads in (
-        (0, 2, 5, 3, 6, 2),
-        (1, 1, 4, 1, 4, 4),
-        (2, 3, 2, 4, 6, 3),
-        (3, 3, 3, 3, 8, 2),
-        (4, 2, 1, 2, 3, 1),
-    ):
+    for seed, B, N, T, D, heads in BESIDE:
         for with_bias in (True, False):
             later.append(_prompt_case(student, seed, B, N, T, D, heads, with_bias))
     x, P, weight, bias = randn(5, (16, 3, 12), (40, 12), (36, 12), (36,))
@@ -71,9 +66,8 @@ def prompted_attention(student: Answer) -> None:
 def _prompt_case(
     student: Answer, seed: int, B: int, N: int, T: int, D: int, heads: int, with_bias: bool
 ) -> Lives:
-    x, P, weight, bias = randn(seed, (B, N, D), (T, D), (3 * D, D), (3 * D,))
-    shift = bias if with_bias else None
-    given: dict[str, Any] = {"x": x, "P": P, "weight": weight, "bias": shift}
+    given = tokens_beside(seed, B, N, T, D, with_bias)
+    x, P, weight, shift = given.values()
     tensors = {name: t for name, t in given.items() if t is not None}
     before = copies(tensors)
     found = student(*given.values(), heads)

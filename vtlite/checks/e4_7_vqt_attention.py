@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtlite.checks.base import copies, expect, passed, randn, same, untouched
+from vtlite.checks.base import copies, expect, passed, same, untouched
 from vtlite.checks.harness import Answer, check, lives, same_gradients
+from vtlite.checks.inputs import BESIDE, tokens_beside
 from vtlite.checks.naive import attention, projected
 
 
@@ -24,13 +25,7 @@ def _right(
 def vqt_attention(student: Answer) -> None:
     """4.7: `vqt_attention(x, P, weight, bias, heads)` -> (out, read): attention of the image's
     tokens, untouched, and what the queries of P read of them."""
-    for seed, B, N, T, D, heads in (
-        (0, 2, 5, 3, 6, 2),
-        (1, 1, 4, 1, 4, 4),
-        (2, 3, 2, 4, 6, 3),
-        (3, 3, 3, 3, 8, 2),
-        (4, 2, 1, 2, 3, 1),
-    ):
+    for seed, B, N, T, D, heads in BESIDE:
         for with_bias in (True, False):
             _query_case(student, seed, B, N, T, D, heads, with_bias)
     passed(
@@ -49,9 +44,8 @@ def vqt_attention(student: Answer) -> None:
 def _query_case(
     student: Answer, seed: int, B: int, N: int, T: int, D: int, heads: int, with_bias: bool
 ) -> None:
-    x, P, weight, bias = randn(seed, (B, N, D), (T, D), (3 * D, D), (3 * D,))
-    shift = bias if with_bias else None
-    given: dict[str, Any] = {"x": x, "P": P, "weight": weight, "bias": shift}
+    given = tokens_beside(seed, B, N, T, D, with_bias)
+    x, P, weight, shift = given.values()
     tensors = {name: t for name, t in given.items() if t is not None}
     before = copies(tensors)
     found = student(*given.values(), heads)

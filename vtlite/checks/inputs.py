@@ -4,11 +4,12 @@ runs nothing else of this package."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vtlite.checks.base import expect
+from vtlite.checks.base import expect, randn
 
 
 class _Toy(nn.Module):
@@ -241,3 +242,20 @@ class Texts:
         places = torch.arange(1, contexts.shape[-2] + 1, device=names.device, dtype=names.dtype)
         mean = (contexts * places[:, None]).sum(-2, keepdim=True) / places.sum()  # [..., 1, D]
         return torch.sin(mean + names) @ weight.T
+
+
+# seed, images B, tokens N, others beside them T, width D, heads: of all sizes, and one of each alone
+BESIDE = (
+    (0, 2, 5, 3, 6, 2),
+    (1, 1, 4, 1, 4, 4),
+    (2, 3, 2, 4, 6, 3),
+    (3, 3, 3, 3, 8, 2),
+    (4, 2, 1, 2, 3, 1),
+)
+
+
+def tokens_beside(seed: int, B: int, N: int, T: int, D: int, with_bias: bool) -> dict[str, Any]:
+    """The tokens x [B, N, D], others P [T, D], and a projection to q, k and v with or without its
+    bias."""
+    x, P, weight, bias = randn(seed, (B, N, D), (T, D), (3 * D, D), (3 * D,))
+    return {"x": x, "P": P, "weight": weight, "bias": bias if with_bias else None}
