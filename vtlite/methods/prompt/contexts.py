@@ -82,16 +82,13 @@ class PromptedHead(nn.Module):
         self.texts, self.context = texts, context
         self.register_buffer("scale", scale, persistent=False)
 
-    def classes(self) -> Tensor:
-        """The normalised features of the classes [C, E]."""
-        return F.normalize(self.texts(self.context), dim=-1)
-
     def forward(self, f: Tensor) -> Tensor:
-        return self.scale * F.normalize(f, dim=-1) @ self.classes().T
+        g = F.normalize(self.texts(self.context), dim=-1)
+        return self.scale * F.normalize(f, dim=-1) @ g.T
 
     def merged(self) -> FixedTexts:
         """What is left when nothing trains any more: the texts are constants."""
-        return FixedTexts(self.classes(), self.scale)
+        return FixedTexts(F.normalize(self.texts(self.context), dim=-1), self.scale)
 
 
 def expect_context(method: Method, num_context: int, position: str) -> None:
