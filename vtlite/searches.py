@@ -86,7 +86,8 @@ def numbers(model: Tuned) -> int:
 def search(arm: str, task: Task, lr: float, seed: int, epochs: int, final: int) -> tuple[Any, Run]:
     """Search with a budget of so many epochs, train the found cell for `final` more -> the model,
     and what the search was like."""
-    backbone, settings = load_backbone("vtlite-tiny"), {"lr": lr, "seed": seed, "progress": False}
+    backbone = load_backbone("vtlite-tiny")
+    settings: dict[str, Any] = {"lr": lr, "seed": seed, "progress": False}
     if arm in SEARCHES:
         name, more = SEARCHES[arm]
         model = tune(backbone, name, task, seed, **SPACE, **more, search_epochs=epochs)
