@@ -25,7 +25,7 @@ def test_the_idea_divides_the_weight_of_a_copied_unit() -> None:
 
 
 def test_steps_become_what_is_drawn_of_a_residual_network() -> None:
-    plan = [(WIDER, 1), (DEEPER, 0), (ADDED, 2), (WIDER, 1), (NARROWER, 3)]
+    plan = [(WIDER, 1), (WIDER, 1), (NARROWER, 3), (ADDED, 2), (DEEPER, 0)]
     cells = plots_remapping.cells_after(make_tiny_resnet(), plan)
     assert [cell.deeper for cell in cells] == [1, 0, 0, 0]
     assert [bool(cell.branches) for cell in cells].count(True) == 1
