@@ -45,6 +45,14 @@ def test_padding_keeps_the_old_units_and_draws_the_new_ones(small: vt.Tuned) -> 
     assert not torch.allclose(new.conv1.weight, wider.backbone.layer1[0].conv1.weight)
 
 
+def test_no_arm_is_the_small_network_itself(small: vt.Tuned) -> None:
+    """In a lesson all arms grow out of one, which training one of them must not change."""
+    theirs = {
+        id(p) for change, _ in growth.GROWN.values() for p in change(small, TASK, 0).parameters()
+    }
+    assert not theirs & {id(p) for p in small.parameters()}
+
+
 def test_a_toss_has_no_gradient_so_that_nothing_is_learnt(small: vt.Tuned) -> None:
     network = Remapped(small.backbone.requires_grad_(True), small.head, TASK)
     for method, more in (

@@ -86,7 +86,7 @@ def padded(small: Tuned, wider: Tuned, task: Task, seed: int = 0) -> Tuned:
 
 
 def _longer(model: Tuned, task: Task, seed: int) -> Tuned:
-    return model
+    return copy.deepcopy(model)  # the small one stays, for others to grow from
 
 
 def _wider(model: Tuned, task: Task, seed: int) -> Tuned:
