@@ -12,7 +12,7 @@ import torch
 import vtlite as vt
 from tests.conftest import make_tiny_resnet
 from vtlite import __main__, growth
-from vtlite.methods.remapping.weight.steps import SHORTER, Remapped, numbers
+from vtlite.methods.remapping.weight.steps import NARROWER, Remapped, numbers
 from vtlite.studies import OWN_STUDIES, STUDIES
 from vtlite.task import Classification
 
@@ -58,7 +58,7 @@ def test_a_toss_has_no_gradient_so_that_nothing_is_learnt(small: vt.Tuned) -> No
     for method, more in (
         (growth.RandomEAS(), (torch.inf,)),
         (growth.RandomPathLevelEAS(), (torch.inf,)),
-        (growth.RandomN2N(), (SHORTER,)),
+        (growth.RandomN2N(), (NARROWER,)),
     ):
         _, log_p, _ = method.child(None, network, *more)  # type: ignore[attr-defined]
         assert log_p

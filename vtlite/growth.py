@@ -180,7 +180,7 @@ class RandomSteps(NASH, shared=True):
 
 _NASH = {"rounds": 5, "children": 4, "child_epochs": 1}  # all of them train for BUDGET epochs
 _EAS = {"episodes": 6, "children": 3, "start_epochs": 2}
-_N2N = {"removals": 2, "shrinkages": 3, "children": 3, "teacher_epochs": 5}
+_N2N = {"removals": 0, "shrinkages": 5, "children": 3, "teacher_epochs": 5}  # a stage has one block
 
 SEARCHES: dict[str, Callable[[], str | Method]] = {
     "no step": lambda: "full",
