@@ -178,7 +178,9 @@ class RandomSteps(NASH, shared=True):
         train(model, task.train, epochs=self.rounds * self.children * self.child_epochs + FINAL)
 
 
-_NASH = {"rounds": 5, "children": 4, "child_epochs": 1}  # all of them train for BUDGET epochs
+# All of them train for BUDGET epochs. Four steps at most: a block that is deeper is not wider then,
+# and the ResNet has four.
+_NASH = {"rounds": 4, "children": 5, "changes": 1, "child_epochs": 1}
 _EAS = {"episodes": 6, "children": 3, "start_epochs": 2}
 _N2N = {"removals": 0, "shrinkages": 5, "children": 3, "teacher_epochs": 5}  # a stage has one block
 
