@@ -7,6 +7,7 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 
@@ -425,14 +426,19 @@ def _study(arguments: argparse.Namespace) -> None:
     from vtlite.arguments import whole
     from vtlite.bench import bench, markdown, summary
     from vtlite.storage import unknown
-    from vtlite.studies import STUDIES
+    from vtlite.studies import OWN_STUDIES, STUDIES
 
     name, workers = arguments.study, whole("workers", arguments.workers)
-    if name not in STUDIES:
-        raise unknown("study", name, STUDIES)
-    study, results = STUDIES[name], arguments.results.with_name(f"{name}.json")
-    runs = bench(results, workers, study.entries, study.tasks, study.epochs)
-    table = markdown(summary(runs, study.tasks))
+    results = arguments.results.with_name(f"{name}.json")
+    if name in OWN_STUDIES:
+        own = import_module(OWN_STUDIES[name])
+        table = own.table(own.run(results, workers))
+    elif name in STUDIES:
+        study = STUDIES[name]
+        runs = bench(results, workers, study.entries, study.tasks, study.epochs)
+        table = markdown(summary(runs, study.tasks))
+    else:
+        raise unknown("study", name, (*STUDIES, *OWN_STUDIES))
     print(table)
     if arguments.update:
         from vtlite.show import write_between

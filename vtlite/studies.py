@@ -67,6 +67,10 @@ STUDIES = {
     "long-tail": Study(("twemoji-longtail",), ("linear", "full", "lora", "vpt_deep", "lpt")),
 }
 
+# Studies that are no table of the benchmark's entries: a module with `run(results, workers)`, which
+# runs what the file lacks and returns all runs, and `table(runs)`, which gives Markdown.
+OWN_STUDIES = {"growth": "vtlite.growth"}
+
 
 def further(
     model: nn.Module, task: Task, score: float, again: Callable[[Task], nn.Module]
