@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from matplotlib.colors import to_rgba
 
@@ -28,7 +30,7 @@ def test_soft_labels_are_bars_as_long_as_the_shares_and_the_true_one_stands_out(
     figure = plots_remapping.soft_labels(
         torch.zeros(2, 3, 8, 8), {"T = 1": shares, "T = 4": shares / 2}, ("a", "b", "c"), (0, 2)
     )
-    panels = [ax for ax in figure.axes if ax.patches]
+    panels: list[Any] = [ax for ax in figure.axes if ax.patches]
     assert len(panels) == 4
     for ax, wanted in zip(
         panels, (shares[0], shares[0] / 2, shares[1], shares[1] / 2), strict=True
@@ -45,4 +47,5 @@ def test_maps_stand_below_their_image() -> None:
     axes = plots_remapping.map_rows(torch.zeros(2, 3, 8, 8), maps).axes
     assert len(axes) == 6
     assert [ax.get_ylabel() for ax in axes[::2]] == ["", "teacher", "student"]
-    assert (axes[5].images[0].get_array() == maps["student"][1].numpy()).all()
+    shown: Any = axes[5].images[0].get_array()
+    assert (shown == maps["student"][1].numpy()).all()

@@ -90,7 +90,7 @@ def small_resnet(seed: int) -> Backbone:
     return _fresh("vtlite-resnet", seed, width=8)
 
 
-def _fresh(name: str, seed: int, **sizes: int) -> Backbone:
+def _fresh(name: str, seed: int, **sizes: Any) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return create_backbone(name, **sizes)
