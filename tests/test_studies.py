@@ -10,7 +10,16 @@ import vtlite as vt
 from vtlite import bench
 from vtlite.data.images import ImageDataset
 from vtlite.data.tasks import load_task
-from vtlite.studies import STUDIES, by_frequency, further, harmonic, in_sequence
+from vtlite.studies import (
+    STUDIES,
+    by_frequency,
+    further,
+    harmonic,
+    in_sequence,
+    shifted,
+    small_resnet,
+    small_vit,
+)
 from vtlite.task import Classification, Stream
 
 
@@ -112,3 +121,40 @@ def test_every_study_asks_for_what_its_table_shows() -> None:
         [{**run, "final": final} for final in (False, True)], STUDIES["long-tail"].tasks
     )
     assert "| twemoji-longtail | many | medium | few |" in bench.markdown([row])
+
+
+def test_a_shifted_image_is_one_of_the_same_image_moved() -> None:
+    """Every one of the 49 places is somewhere, within is what was there, and nothing else."""
+    images = torch.rand(200, 3, 8, 8)
+    moved = shifted(images)
+    assert moved.shape == images.shape
+    middle = images[:, :, 3:5, 3:5]  # stays inside, wherever it goes
+    places = set()
+    for image, inside in zip(moved, middle, strict=True):
+        windows = image.unfold(1, 2, 1).unfold(2, 2, 1)  # [3, 7, 7, 2, 2]
+        same = (windows == inside[:, None, None]).all(-1).all(-1).all(0)
+        assert same.any()
+        places |= {tuple(place) for place in same.nonzero().tolist()}
+    assert len(places) > 40
+    assert shifted(images, 0).equal(images)
+
+
+def test_students_are_a_tenth_and_their_start_is_the_seeds() -> None:
+    large = sum(p.numel() for p in vt.load_backbone("vtlite-tiny").parameters())
+    for make in (small_vit, small_resnet):
+        first, again, other = (next(make(seed).parameters()) for seed in (0, 0, 1))
+        assert first.equal(again)
+        assert not first.equal(other)
+        assert 0.09 < sum(p.numel() for p in make(0).parameters()) / large < 0.12
+
+
+def test_alone_is_the_same_student_without_a_word_of_the_teacher() -> None:
+    task = load_task("twemoji")
+    alone, taught = (
+        bench.ENTRIES[name].tuned(task, 1) for name in ("student alone", "student, kd")
+    )
+    assert [p.shape for p in alone.parameters()] == [p.shape for p in taught.parameters()]
+    assert all(a.equal(b) for a, b in zip(alone.parameters(), taught.parameters(), strict=True))
+    assert alone.method.settings()["weight"] == 0
+    entries = STUDIES["distillation"].entries
+    assert set(entries) == set(bench.STUDENTS)

@@ -38,7 +38,7 @@ from vtlite.data.tasks import load_task
 from vtlite.method import Backbone, Tuned, count_parameters, short
 from vtlite.methods import METHODS, find_method
 from vtlite.storage import VTError, atomic_write, unknown
-from vtlite.studies import further, in_sequence
+from vtlite.studies import further, in_sequence, shifted, small_resnet, small_vit
 from vtlite.task import Stream, Task
 from vtlite.training import Diverged, evaluate, fit
 from vtlite.tuning import tune
@@ -63,17 +63,38 @@ class Entry:
     # Where nothing trains: the settings that a number of `lrs` stands for.
     by: Callable[[float], dict[str, Any]] | None = None
     at_once: bool = False  # the domains of a stream together, not one after another
+    # seed -> an untrained network that learns from the backbone, on shifted images
+    student: Callable[[int], Backbone] | None = None
 
     def tuned(self, task: Task, seed: int = 0, lr: float = 0.0) -> Tuned:
         """The method on its backbone."""
         settings = {**find_method(self.method).small, **self.settings}
         if self.by:
             settings |= self.by(lr)
+        if self.student:
+            settings["student"] = self.student(seed)
         return tune(_backbone(self.weights), self.method, task, seed, **settings)
 
     def choices(self) -> tuple[float, ...]:
         return self.lrs or find_method(self.method).lrs
 
+
+STUDENT_LRS = (4e-3,)
+# Weight 0: the labels alone. Its teacher is made and not heard, so it need not be a good one.
+ALONE = {"weight": 0.0, "teacher_epochs": 1}
+TAUGHT = (
+    *("kd", "fitnet", "attention_transfer", "activation_boundaries", "dfa", "normalized_kd"),
+    *("dkd", "rkd", "distillation_token"),
+)
+STUDENTS = {
+    "student alone": Entry("kd", lrs=STUDENT_LRS, settings=ALONE, student=small_vit),
+    **{f"student, {m}": Entry(m, lrs=STUDENT_LRS, student=small_vit) for m in TAUGHT},
+    "student, kd, weight 0.5": Entry(
+        "kd", lrs=STUDENT_LRS, settings={"weight": 0.5}, student=small_vit
+    ),
+    "ResNet student alone": Entry("kd", lrs=STUDENT_LRS, settings=ALONE, student=small_resnet),
+    "ResNet student, kd": Entry("kd", lrs=STUDENT_LRS, student=small_resnet),
+}
 
 ENTRIES = {
     "pixels + linear": Entry("linear", "pixels", (1e-4, 1e-3, 1e-2, 1e-1, 1.0)),
@@ -90,12 +111,14 @@ ENTRIES = {
     # Nothing trains: what is chosen is how far a context moves, and how much the cache counts.
     "tpt": Entry("tpt", "vtlite-clip", (5e-4, 2e-3, 5e-3, 2e-2), by=lambda n: {"step": n}),
     "tda": Entry("tda", "vtlite-clip", (0.2, 0.6, 2.0), by=lambda n: {"alphas": (n, 0.06 * n)}),
+    **STUDENTS,
 }
 
 # Their tasks are others: studies have them (vtlite.studies), the tables of all tasks do not.
 ELSEWHERE = (
     *("dualcoop", "full, all at once", "aim", "st_adapter", "st_adapter, 3x3x3", "tpt", "tda"),
     *("vit_adapter", "zero-shot"),
+    *STUDENTS,
 )
 TABLED = tuple(name for name in ENTRIES if name not in ELSEWHERE)
 
@@ -132,7 +155,9 @@ def run_cell(
                 score, more = in_sequence(model, task, part, epochs=epochs, lr=lr, seed=seed)
             else:
                 if isinstance(model, Tuned):
-                    fit(model, train, epochs=epochs, lr=lr, seed=seed, progress=False)
+                    augment = shifted if entry.student else None
+                    settings: Any = {"epochs": epochs, "lr": lr, "seed": seed, "augment": augment}
+                    fit(model, train, progress=False, **settings)
                 if entry.by:  # the order of the images is all that is left to chance
                     order = torch.randperm(len(held_out), generator=Generator().manual_seed(seed))
                     held_out = held_out.subset(order)

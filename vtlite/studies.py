@@ -11,11 +11,13 @@ from statistics import mean
 from typing import Any, cast
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from vtlite.backbones import create_backbone
 from vtlite.data.images import ImageDataset
 from vtlite.data.tasks import load_task
-from vtlite.method import Tuned
+from vtlite.method import Backbone, Tuned
 from vtlite.methods.prompt.vision.s_prompting import SPrompting
 from vtlite.task import Stream, Task
 from vtlite.training import evaluate, fit
@@ -64,12 +66,48 @@ STUDIES = {
         epochs=6,
     ),
     "several": Study(("emoji-several",), ("zero-shot", "linear", "full", "lora", "dualcoop")),
+    "distillation": Study(
+        ("twemoji", "digits"),
+        (
+            *("student alone", "student, kd", "student, kd, weight 0.5", "student, fitnet"),
+            *("student, attention_transfer", "student, activation_boundaries", "student, dfa"),
+            *("student, normalized_kd", "student, dkd", "student, rkd"),
+            *("student, distillation_token", "ResNet student alone", "ResNet student, kd"),
+        ),
+        epochs=30,
+    ),
     "long-tail": Study(("twemoji-longtail",), ("linear", "full", "lora", "vpt_deep", "lpt")),
 }
 
 # Studies that are no table of the benchmark's entries: a module with `run(results, workers)`, which
 # runs what the file lacks and returns all runs, and `table(runs)`, which gives Markdown.
-OWN_STUDIES = {"growth": "vtlite.growth"}
+OWN_STUDIES = {"growth": "vtlite.growth", "search": "vtlite.searches"}
+
+
+def small_vit(seed: int) -> Backbone:
+    """A ViT with a tenth of vtlite-tiny's numbers, which has learnt nothing."""
+    return _fresh("vtlite-tiny", seed, embed_dim=36, depth=4)
+
+
+def small_resnet(seed: int) -> Backbone:
+    """A ResNet with a ninth of vtlite-tiny's numbers, which has learnt nothing."""
+    return _fresh("vtlite-resnet", seed, width=8)
+
+
+def _fresh(name: str, seed: int, **sizes: Any) -> Backbone:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return create_backbone(name, **sizes)
+
+
+def shifted(images: Tensor, most: int = 3) -> Tensor:
+    """Each image moved by up to `most` pixels in both directions, its edge repeated: what a student
+    of so few images needs, and its teacher can say something of. [B, C, S, S] -> [B, C, S, S]."""
+    count, side = len(images), images.shape[-1]
+    padded = F.pad(images, (most,) * 4, "replicate")
+    windows = padded.unfold(2, side, 1).unfold(3, side, 1)  # [B, C, rows, columns, S, S]
+    rows, columns = torch.randint(0, 2 * most + 1, (2, count), device=images.device)
+    return windows[torch.arange(count, device=images.device), :, rows, columns]
 
 
 def further(
