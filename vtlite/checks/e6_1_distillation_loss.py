@@ -108,9 +108,7 @@ def _loss_case(student: Answer, arguments: dict[str, Any], T: float, weight: flo
         "the student's answer weighs the difference, KL(q || p): it is the teacher's that does": other(
             lambda p, q: _kl(q, p)
         ),
-        "T^2 is missing: without it the teacher's share shrinks as T rises": other(
-            factor=1 / T**2
-        ),
+        "T^2 is missing: without it the teacher's share shrinks as T rises": other(factor=1 / T**2),
         "T stands once: it is T^2": other(factor=1 / T),
         "you divide by T^2; it multiplies": other(factor=T**-4),
         "T^2 multiplies both terms: the label's has none": (1 - weight) * T**2 * hard

@@ -121,7 +121,9 @@ def _mistakes(
     """What each likely mistake makes of the parts: those of the first, and of the second."""
     ys = labels.tolist()
     target, others = right
-    whole = torch.stack([T**2 * _kl(a.log_softmax(0), b.log_softmax(0)) for a, b in zip(t / T, z / T, strict=True)])
+    whole = torch.stack(
+        [T**2 * _kl(a.log_softmax(0), b.log_softmax(0)) for a, b in zip(t / T, z / T, strict=True)]
+    )
     p = (t / T).softmax(1)
     true = torch.stack([row[y] for row, y in zip(p, ys, strict=True)])
 

@@ -86,9 +86,7 @@ def _maps(seed: int, sizes: tuple[tuple[int, ...], ...]) -> tuple[list[Tensor], 
     return ours, [t + 0.5 for t in theirs]
 
 
-def _attention_case(
-    student: Answer, ours: list[Tensor], theirs: list[Tensor], case: str
-) -> None:
+def _attention_case(student: Answer, ours: list[Tensor], theirs: list[Tensor], case: str) -> None:
     names = [f"{who}_{i}" for who in ("student", "teacher") for i in range(len(ours))]
     given = dict(zip(names, (*ours, *theirs), strict=True))
     before = copies(given)
@@ -221,4 +219,3 @@ def _attention_case(
 def _by_rows(F: Tensor) -> Tensor:
     Q = F.square().sum(1)
     return Q / Q.norm(dim=2, keepdim=True).clamp(min=1e-12)
-
