@@ -44,11 +44,11 @@ def decoupled_parts(student: Answer) -> None:
     # The labels leave room for one more, as they are one more in another life.
     for seed, C, labels, T, size, sure in (
         (0, 5, (0, 3, 1), 4.0, 2.0, 0.0),
+        (5, 4, (0, 2, 1), 1.5, 2.0, 60.0),  # 1 - p_y is 0 in float32
         (1, 3, (1, 0, 1, 1), 0.5, 1.0, 0.0),
         (2, 6, (2,), 2.0, 3.0, 0.0),
         (3, 4, (0, 1, 2, 0), 1.0, 2.0, 0.0),
         (4, 2, (0, 1, 0), 2.0, 2.0, 0.0),
-        (5, 4, (0, 2, 1), 1.5, 2.0, 60.0),  # 1 - p_y is 0 in float32
         (6, 4, (0, 2, 1), 1.5, 100.0, 0.0),
     ):
         z, t = (size * logits for logits in randn(seed, (len(labels), C), (len(labels), C)))

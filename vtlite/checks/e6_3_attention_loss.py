@@ -123,7 +123,14 @@ def _attention_case(student: Answer, ours: list[Tensor], theirs: list[Tensor], c
     def channels_unit(F: Tensor) -> Tensor:
         return F / F.square().sum(1, keepdim=True).sqrt().clamp(min=1e-12)
 
-    mistakes = {
+    # Without the right length, a mean over the channels is no longer the same as their sum.
+    bare = {
+        "the maps are not divided by their length": plain,
+        "a map is divided by the square of its length: the root is missing": squares,
+        "the places go through a softmax": lambda Q: Q.softmax(1),
+    }
+    mistakes = {text: _right(ours, theirs, unit=unit) for text, unit in bare.items()}
+    mistakes |= {
         "the maps are not squared: the absolute values are summed": _right(
             ours, theirs, lambda F: F.abs().sum(1).flatten(1)
         ),
@@ -142,17 +149,12 @@ def _attention_case(student: Answer, ours: list[Tensor], theirs: list[Tensor], c
         "the maps have the fourth power: q is divided by its length, not squared again": _right(
             ours, theirs, lambda F: F.pow(4).sum(1).flatten(1)
         ),
-        "the maps are not divided by their length": _right(ours, theirs, unit=plain),
         "a map is divided by its sum: its length is the root of the sum of its squares": _right(
             ours, theirs, unit=sums
-        ),
-        "a map is divided by the square of its length: the root is missing": _right(
-            ours, theirs, unit=squares
         ),
         "a map is divided by its largest value": _right(
             ours, theirs, unit=lambda Q: Q / Q.amax(1, keepdim=True).clamp(min=1e-12)
         ),
-        "the places go through a softmax": _right(ours, theirs, unit=lambda Q: Q.softmax(1)),
         "the length is that of the whole batch: each image has its own": _right(
             ours, theirs, unit=lambda Q: Q / Q.norm()
         ),
@@ -189,11 +191,21 @@ def _attention_case(student: Answer, ours: list[Tensor], theirs: list[Tensor], c
         "one of the maps is not divided by its length: the student's": each(
             lambda s, t: (_strength(s) - q(t)).square().mean()
         ),
+        "one of the maps is not divided by its length, the teacher's": each(
+            lambda s, t: (q(s) - _strength(t) / t.shape[1]).square().mean()
+        ),
+        "one of the maps is not divided by its length, the student's": each(
+            lambda s, t: (_strength(s) / s.shape[1] - q(t)).square().mean()
+        ),
         "one of the maps is not divided by its length: the teacher's": each(
             lambda s, t: (q(s) - _strength(t)).square().mean()
         ),
         "the sign is turned": -right,
     }
+    for text in bare:
+        mistakes[f"{text} (and the channels' mean is taken)"] = _right(
+            ours, theirs, lambda F: _strength(F) / F.shape[1], bare[text]
+        )
     if all(s.shape == t.shape for s, t in zip(ours, theirs, strict=True)):
         mistakes |= {
             "the maps themselves are compared, channel by channel: that is FitNet": each(

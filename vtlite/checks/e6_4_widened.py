@@ -153,22 +153,27 @@ def _mistakes(states: list[State], source: list[int], right: Any) -> dict[str, d
                 }
                 continue
             share = count.view(-1, *[1] * (t.ndim - 1))
-            gone = wide.copy() if isinstance(wide, dict) else {}
             copied[f"{name}.{key}"] = {
                 "the units are divided by their number: they are copied whole, and what reads them"
-                " is divided": gone[key] / share,
+                " is divided": wide[key] / share,
                 "the copies are zero: each is the unit once more": torch.cat(
                     [t, t.new_zeros(max(0, new - N), *t.shape[1:])]
                 ),
                 "the copies go round from unit 0: source says of whom each is one": t[rolled],
                 f"{name}[{key!r}] stays as it was, one entry for each old unit": t,
             }
-    copied["norm.running_mean"][
-        "the copies have a mean of 0 and a variance of 1, as in a new norm"
-    ] = torch.cat([norm["running_mean"], torch.zeros(max(0, new - N))])
-    copied["norm.running_var"]["the copies have the variance of a new norm: copy the old one"] = (
-        torch.cat([norm["running_var"], torch.ones(max(0, new - N))])
-    )
+    more = max(0, new - N)
+    mean, var = norm["running_mean"], norm["running_var"]
+    copied["norm.running_mean"] = {
+        "the copies have a mean of 0, as in a new norm: copy the old one": torch.cat(
+            [mean, torch.zeros(more)]
+        )
+    } | copied["norm.running_mean"]
+    copied["norm.running_var"] |= {
+        "the copies have a variance of 1, as in a new norm: copy the old one": torch.cat(
+            [var, torch.ones(more)]
+        )
+    }
     copied["last.weight"] = {
         "the division is missing: each copy counts fully, so the sum is too large": plain,
         "only the new copies are divided: the first copy is one like the others": by(old),

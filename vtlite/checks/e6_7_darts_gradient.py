@@ -181,7 +181,7 @@ def _mistakes(
     eps = 1e-5 / length
     ahead, direct_ahead = on_held.by(row + xi * g, alpha)
     by_held, direct_held = on_held.by(row - xi * here, alpha)
-    second = term()
+    second, u = term(), on_train.by(next_, alpha)[0]
     return {
         "that is the first order: the second term is missing": direct,
         "that is the first order, at w: the inner step is missing, and the second term": direct_here,
@@ -228,6 +228,8 @@ def _mistakes(
         - xi * term(of=on_held),
         "v is the training loss's gradient: it is the held-out one's": direct
         - xi * term(g, size / g.norm()),
+        "v is the training loss's gradient, after the inner step: it is the held-out one's": direct
+        - xi * term(u, size / u.norm()),
         "the difference is one-sided, from w to w+: take w+ and w-": direct
         - xi * (above - by_train) / r,
         "that is the exact product with the second derivative: the text asks for the difference": (
