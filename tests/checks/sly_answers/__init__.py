@@ -1,3 +1,9 @@
-from tests.checks.sly_answers import adapter_tuning, custom_ops, fine_tuning, parameter_tuning
+from tests.checks.sly_answers import (
+    adapter_tuning,
+    custom_ops,
+    fine_tuning,
+    parameter_tuning,
+    remapping_tuning,
+)
 
-MODULES = (fine_tuning, adapter_tuning, parameter_tuning, custom_ops)
+MODULES = (fine_tuning, adapter_tuning, parameter_tuning, remapping_tuning, custom_ops)
