@@ -24,6 +24,15 @@ def on_cpu(right: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *given: tree_map(lambda t: t + torch.zeros(t.shape, dtype=t.dtype), right(*given))
 
 
+def reads_on_cpu(right: Callable[..., Any]) -> Callable[..., Any]:
+    """For results without dimensions, which may come from the CPU."""
+
+    def moved(t: Tensor) -> Tensor:
+        return t + torch.zeros(t.shape, dtype=t.dtype)
+
+    return lambda first, *rest: right(tree_map(moved, first), *rest)
+
+
 def views(right: Callable[..., Any]) -> Callable[..., Any]:
     def answer(*given: Any) -> Any:
         for t in given:
@@ -274,7 +283,7 @@ PHRASES: dict[str, dict[str, Any]] = {
         "large logits": "logs of a softmax",
         "the gradient of the student": "student detached",
         "no gradient of the teacher": "a teacher that learns",
-        "any type and device": on_cpu,
+        "any type and device": reads_on_cpu,
         "arguments untouched": "in place",
     },
     "decoupled_parts": {
@@ -284,7 +293,7 @@ PHRASES: dict[str, dict[str, Any]] = {
         "each image by itself": "means",
         "a teacher without a doubt": "by probabilities",
         "the gradient of the student": "others detached",
-        "any type and device": on_cpu,
+        "any type and device": reads_on_cpu,
         "arguments untouched": "in place",
     },
     "attention_loss": {
@@ -295,7 +304,7 @@ PHRASES: dict[str, dict[str, Any]] = {
         "strong and weak maps": "an eps",
         "a map of zeros": "0 / 0",
         "the gradient of the student": "detached",
-        "any type and device": on_cpu,
+        "any type and device": reads_on_cpu,
         "arguments untouched": "in place",
     },
     "widened": {
@@ -336,7 +345,7 @@ PHRASES: dict[str, dict[str, Any]] = {
         "the length over all weights": "the first weight's length",
         "weights that the held-out loss does not move": "0 / 0",
         "the number of passes": "too many passes",
-        "any type and device": on_cpu,
+        "any type and device": reads_on_cpu,
         "arguments untouched": "in place",
     },
     "concrete_sample": {

@@ -178,7 +178,7 @@ def layer_by_var_mean(x: Tensor, size: int, eps: float) -> Any:
     for c in range(C):
         kernel[c, c, size // 2, size // 2] = 1
     gamma = (var + eps).pow(0.5)
-    return dict(kernel=kernel, gamma=gamma, beta=mean.clone(), mean=mean, var=var)
+    return {"kernel": kernel, "gamma": gamma, "beta": mean.clone(), "mean": mean, "var": var}
 
 
 def layer_channel_by_channel(x: Tensor, size: int, eps: float) -> Any:
