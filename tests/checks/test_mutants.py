@@ -64,6 +64,12 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "transpose(1, -2)": "four dimensions: dimension -2 is dimension 2",
         "flatten(-2)": "four dimensions: dimension -2 is dimension 2",
     },
+    "mixed_node": {"dim=-1": "two dimensions: the last is dimension 1"},
+    "concrete_sample": {
+        "zeros_like(alpha)": "alpha, u and the sample have one shape and type",
+        "zeros_like(noise)": "alpha, u and the sample have one shape and type",
+        "zeros_like(u)": "alpha, u and the sample have one shape and type",
+    },
     "lora_merge": {"D = len(merged)": "as long as the weight"},
     "kron_forward": {"shape[-1]": "a matrix: its last dimension is dimension 1"},
     "count_updates": {
