@@ -83,6 +83,14 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "dim=-1": "a matrix: its last dimension is dimension 1",
         "parts[-1]": "the last of two",
     },
+    "attention_loss": {
+        "zip(teacher, student)": "the squared difference knows no order",
+        ".flatten(1)) for": "normalize takes dimension 1 by itself",
+        "square().mean": "a map is divided by its length, so a factor goes out",
+        "dim=-1) for": "a matrix: its last dimension is dimension 1",
+        "mse_loss(t, s)": "the squared difference knows no order",
+        "s, t -> t, s": "the squared difference knows no order",
+    },
     "widened": {
         "[*last.items()][1:]": "the weight, which comes first, is put in later",
         "first['weight'].new_tensor": "all tensors have one type and device",
