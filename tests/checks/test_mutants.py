@@ -89,7 +89,6 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "square().mean": "a map is divided by its length, so a factor goes out",
         "dim=-1) for": "a matrix: its last dimension is dimension 1",
         "mse_loss(t, s)": "the squared difference knows no order",
-        "s, t -> t, s": "the squared difference knows no order",
     },
     "widened": {
         "[*last.items()][1:]": "the weight, which comes first, is put in later",
