@@ -295,6 +295,9 @@ def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def chosen_lr(name: str, task: str, runs: list[dict[str, Any]]) -> float:
     """The learning rate with the best validation score; the smaller one in a tie."""
+    choices = ENTRIES[name].choices()
+    if len(choices) == 1:  # nothing to choose, and no runs to choose by
+        return choices[0]
     found = [
         run for run in runs if (run["entry"], run["task"], run["final"]) == (name, task, False)
     ]
@@ -305,7 +308,8 @@ def _wanted(
     name: str, task: str, final: bool, runs: list[dict[str, Any]]
 ) -> list[tuple[str, str, float, int, bool]]:
     if not final:
-        return [(name, task, lr, SEEDS[0], False) for lr in ENTRIES[name].choices()]
+        choices = ENTRIES[name].choices()
+        return [(name, task, lr, SEEDS[0], False) for lr in choices if len(choices) > 1]
     return [(name, task, chosen_lr(name, task, runs), seed, True) for seed in SEEDS]
 
 

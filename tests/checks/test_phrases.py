@@ -24,6 +24,15 @@ def on_cpu(right: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *given: tree_map(lambda t: t + torch.zeros(t.shape, dtype=t.dtype), right(*given))
 
 
+def reads_on_cpu(right: Callable[..., Any]) -> Callable[..., Any]:
+    """For results without dimensions, which may come from the CPU."""
+
+    def moved(t: Tensor) -> Tensor:
+        return t + torch.zeros(t.shape, dtype=t.dtype)
+
+    return lambda first, *rest: right(tree_map(moved, first), *rest)
+
+
 def views(right: Callable[..., Any]) -> Callable[..., Any]:
     def answer(*given: Any) -> Any:
         for t in given:
@@ -378,6 +387,88 @@ PHRASES: dict[str, dict[str, Any]] = {
         "a sample without a gradient": "zero over zero",
         "any device": on_cpu,
         "arguments untouched": writes,
+    },
+    "distillation_loss": {
+        "values for six temperatures": "no T^2",
+        "the mean over the images": "a sum",
+        "both weights": "weights exchanged",
+        "large logits": "logs of a softmax",
+        "the gradient of the student": "student detached",
+        "no gradient of the teacher": "a teacher that learns",
+        "any type and device": reads_on_cpu,
+        "arguments untouched": "in place",
+    },
+    "decoupled_parts": {
+        "the true class against the rest": "a sum of logits",
+        "the others among themselves": "zeroed",
+        "the identity with KD": "weighed by the rest",
+        "each image by itself": "means",
+        "a teacher without a doubt": "by probabilities",
+        "the gradient of the student": "others detached",
+        "any type and device": reads_on_cpu,
+        "arguments untouched": "in place",
+    },
+    "attention_loss": {
+        "one layer and several": "the last layer",
+        "the squares summed over the channels": "absolute values",
+        "a length of one for each image": "the whole batch",
+        "the mean over images and places": "sum",
+        "strong and weak maps": "an eps",
+        "a map of zeros": "0 / 0",
+        "the gradient of the student": "detached",
+        "any type and device": reads_on_cpu,
+        "arguments untouched": "in place",
+    },
+    "widened": {
+        "copies of the units": "divides the units",
+        "their batch norm": "a new norm",
+        "shares by the number of copies": "only the new",
+        "the bias behind them": "bias divided",
+        "linear layers and convolutions": where(lambda first, *rest: first["weight"].ndim > 2),
+        "with and without biases": "no bias key",
+        "copies in any order": where(lambda a, b, c, source: source[0] == 2),
+        "new tensors and arguments untouched": "its own argument",
+        "any type and device": on_cpu,
+    },
+    "identity_layer": {
+        "a convolution that is the identity": "a blur",
+        "the statistics of all pixels of a channel": "per image",
+        "the scale with its eps": "no eps",
+        "the shift": "no beta",
+        "x again in eval and in train mode": "over n - 1",
+        "channels that are constant or far from zero": "digits lost",
+        "any type and device": on_cpu,
+        "new tensors and arguments untouched": "one tensor twice",
+    },
+    "mixed_node": {
+        "the node": "alpha itself",
+        "the gradient of alpha": "w dw",
+        "a softmax for each edge": "over the edges",
+        "one candidate and one edge": where(lambda xs, *rest: xs.shape[1] == 1),
+        "large alpha": "exp of large alpha",
+        "no autograd": "by autograd",
+        "type and device for any strides": views,
+        "arguments untouched": "in place",
+    },
+    "darts_gradient": {
+        "the first order": where(lambda w, alpha, train, held, xi, size: xi == 0),
+        "the inner step": "direct at w",
+        "the second order by a central difference": "one-sided",
+        "the length over all weights": "the first weight's length",
+        "weights that the held-out loss does not move": "0 / 0",
+        "the number of passes": "too many passes",
+        "any type and device": reads_on_cpu,
+        "arguments untouched": "in place",
+    },
+    "concrete_sample": {
+        "the noise": "noise subtracted",
+        "six temperatures": "no temperature",
+        "a softmax over the last dimension": "first dimension",
+        "the hard sample": "always soft",
+        "the gradient of the soft one": "gradient of the logits",
+        "the gradient of the hard one": "no straight-through",
+        "any type and device": on_cpu,
+        "arguments untouched": "in place",
     },
     "lora_linear_backward": {
         "dx": "dx without the update",

@@ -23,14 +23,14 @@ def question(number: str) -> str:
     return TEXT.partition(f"### {number}:")[2].partition("\n### ")[0]
 
 
-@pytest.mark.parametrize("lesson", ["00", "01", "02", "03", "04", "05", "07"])
+@pytest.mark.parametrize("lesson", ["00", "01", "02", "03", "04", "05", "06", "07"])
 def test_a_plan_has_fifty_minutes(lesson: str) -> None:
     plan = TEXT.partition(f"## Lesson {lesson} in 50 minutes")[2].partition("\n## ")[0]
     assert sum(map(int, re.findall(r"^\| (\d+) \|", plan, re.M))) == 50
 
 
 @pytest.mark.parametrize(
-    "number", [f"{lesson}-{n}" for lesson in ("02", "03", "04", "05", "07") for n in (1, 2)]
+    "number", [f"{lesson}-{n}" for lesson in ("02", "03", "04", "05", "06", "07") for n in (1, 2)]
 )
 def test_a_rubric_has_ten_points(number: str) -> None:
     assert sum(map(int, re.findall(r"^\| (\d+) \|", question(number), re.M))) == 10
@@ -185,6 +185,51 @@ def test_when_the_key_bias_is_idle() -> None:
     assert not idle(torch.cat([pk, k], 2), torch.cat([pk, k + b], 2), both)
     assert not idle(F.normalize(k, dim=-1), F.normalize(k + b, dim=-1))
     assert torch.allclose(attend(q, k, v + b), attend(q, k, v) + b)
+
+
+def test_what_a_temperature_does() -> None:
+    t, text = torch.tensor([4.0, 2.0, 0.0], dtype=torch.float64), question("06-1")
+
+    def written(v: torch.Tensor) -> str:
+        return ", ".join(f"{x:.3f}".replace("-", "−") for x in v.tolist())
+
+    for T in (1, 4):
+        p = (t / T).softmax(0)
+        assert f"T = {T}: ({written(p)}), 1 − p = {1 - p[0]:.3f}" in text
+        z = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+        loss = T**2 * F.kl_div((z / T).log_softmax(0), p, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, z)
+        assert f"T = {T}: ({written(gradient)})" in text
+        assert f"{1 - p[0]:.3f}" in text.partition("(d) By ")[2]
+    assert f"−0.693 / 16 = −{-gradient[0] / 16:.3f}" in text
+    assert "(−0.667, 0, 0.667)" in text
+    p = (t / 1e5).softmax(0)
+    assert torch.allclose(1e5 * (1 / 3 - p), -(t - t.mean()) / 3, atol=1e-4)
+
+
+def test_copies_that_part() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(20, 3, generator=g), torch.randn(20, generator=g)
+    row, out = torch.randn(3, generator=g), 1.3
+
+    def apart(shares: tuple[float, float]) -> float:
+        """How far two copies of a unit are from each other after some steps."""
+        W, v = torch.stack([row, row]), out * torch.tensor(shares)
+        for _ in range(5):
+            leaves = [t.detach().requires_grad_() for t in (W, v)]
+            loss = ((x @ leaves[0].T).relu() @ leaves[1] - y).square().mean()
+            W, v = (
+                t - 0.1 * d for t, d in zip(leaves, torch.autograd.grad(loss, leaves), strict=True)
+            )
+        return (W[0] - W[1]).abs().max().item()
+
+    assert apart((0.5, 0.5)) == 0
+    assert apart((0.3, 0.7)) > 1e-3
+    text, alpha = question("06-2"), torch.zeros(6, requires_grad=True)
+    (gradient,) = torch.autograd.grad(-6 * alpha.softmax(0)[0], alpha)
+    assert f"= −{-gradient[0]:.3f}, and the others" in text
+    assert f"= {gradient[1]:.3f}." in text
+    assert f"= {gradient[1] - gradient[0]:.3f} above the others" in text
 
 
 def test_bytes_and_operations() -> None:

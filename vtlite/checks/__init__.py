@@ -40,6 +40,14 @@ from vtlite.checks.e5_5_count_updates import count_updates
 from vtlite.checks.e5_6_ssf_merge import ssf_merge
 from vtlite.checks.e5_7_dylora_forward import dylora_forward
 from vtlite.checks.e5_8_private_gradient import private_gradient
+from vtlite.checks.e6_1_distillation_loss import distillation_loss
+from vtlite.checks.e6_2_decoupled_parts import decoupled_parts
+from vtlite.checks.e6_3_attention_loss import attention_loss
+from vtlite.checks.e6_4_widened import widened
+from vtlite.checks.e6_5_identity_layer import identity_layer
+from vtlite.checks.e6_6_mixed_node import mixed_node
+from vtlite.checks.e6_7_darts_gradient import darts_gradient
+from vtlite.checks.e6_8_concrete_sample import concrete_sample
 from vtlite.checks.e7_1_lora_linear_backward import lora_linear_backward
 from vtlite.checks.e7_2_attention_fake import attention_fake
 from vtlite.checks.e7_3_tile_places import tile_places
@@ -51,20 +59,26 @@ __all__ = [
     "CheckFailed",
     "aligned_gradient",
     "attention_fake",
+    "attention_loss",
     "base_to_new",
     "bitfit",
     "bottleneck",
     "cached_features",
     "class_texts",
     "cocoop_logits",
+    "concrete_sample",
     "confident_entropy",
     "count_updates",
     "count_vit",
+    "darts_gradient",
+    "decoupled_parts",
+    "distillation_loss",
     "domain_answers",
     "dylora_forward",
     "framed",
     "freeze_except",
     "half_block",
+    "identity_layer",
     "kd_gradient",
     "kept_bytes",
     "kron_backward",
@@ -76,6 +90,7 @@ __all__ = [
     "lora_linear_backward",
     "lora_merge",
     "lp_ft_lrs",
+    "mixed_node",
     "online_attention",
     "private_gradient",
     "prompted_attention",
@@ -87,5 +102,6 @@ __all__ = [
     "tip_logits",
     "transport",
     "vqt_attention",
+    "widened",
     "wise_ft",
 ]

@@ -3,7 +3,7 @@ runs nothing else of this package."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -259,3 +259,17 @@ def tokens_beside(seed: int, B: int, N: int, T: int, D: int, with_bias: bool) ->
     bias."""
     x, P, weight, bias = randn(seed, (B, N, D), (T, D), (3 * D, D), (3 * D,))
     return {"x": x, "P": P, "weight": weight, "bias": bias if with_bias else None}
+
+
+class CellLoss:
+    """A smooth loss of weights (W [n, K], b [n]) and of logits alpha [K], with a target [n], that
+    counts how often it is asked. With a `share` of 0 the weights have no part in it."""
+
+    def __init__(self, target: Tensor, share: float = 1.0) -> None:
+        self.target, self.share, self.calls = target, share, 0
+
+    def __call__(self, w: Iterable[Tensor], alpha: Tensor) -> Tensor:
+        self.calls += 1
+        W, b = w
+        mixed = torch.sin(W @ alpha.softmax(0) + b) - self.target.to(W)
+        return self.share * mixed.square().sum() + 0.3 * torch.sin(alpha + 0.5).square().sum()

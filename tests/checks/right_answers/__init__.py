@@ -4,6 +4,14 @@ from tests.checks.right_answers import (
     fine_tuning,
     parameter_tuning,
     prompt_tuning,
+    remapping_tuning,
 )
 
-MODULES = (fine_tuning, prompt_tuning, adapter_tuning, parameter_tuning, custom_ops)
+MODULES = (
+    fine_tuning,
+    prompt_tuning,
+    adapter_tuning,
+    parameter_tuning,
+    remapping_tuning,
+    custom_ops,
+)
