@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator
+from torch import Generator, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -149,22 +149,12 @@ def run_cell(
         score, trainable = _pixels(train, held_out, task, lr)
     else:
         model: Any = again(task)
+        settings: Any = {"epochs": epochs, "lr": lr, "seed": seed}
         try:
             if isinstance(task, Stream) and not entry.at_once:
-                part = "test" if final else "val"
-                score, more = in_sequence(model, task, part, epochs=epochs, lr=lr, seed=seed)
+                score, more = in_sequence(model, task, "test" if final else "val", **settings)
             else:
-                if isinstance(model, Tuned):
-                    augment = shifted if entry.student else None
-                    settings: Any = {"epochs": epochs, "lr": lr, "seed": seed, "augment": augment}
-                    fit(model, train, progress=False, **settings)
-                if entry.by:  # the order of the images is all that is left to chance
-                    order = torch.randperm(len(held_out), generator=Generator().manual_seed(seed))
-                    held_out = held_out.subset(order)
-                # in one batch: what learns from the images that it is asked about sees all
-                score = evaluate(model, held_out, len(held_out) if entry.by else 200, task)[
-                    task.metric
-                ]
+                score = _score(entry, model, task, train, held_out, **settings)
                 more = further(model, task, score, again) if final else {}
         except Diverged:
             score = 0.0  # the largest rate of a grid may be too large: a result like any other
@@ -180,6 +170,21 @@ def run_cell(
         "trainable": trainable,
         **({"more": more} if more else {}),
     }
+
+
+def _score(
+    entry: Entry, model: nn.Module, task: Task, train: Any, held_out: Any, **settings: Any
+) -> float:
+    """Train where something trains, and ask about what was held out."""
+    if isinstance(model, Tuned):
+        augment = shifted if entry.student else None
+        fit(model, train, progress=False, augment=augment, **settings)
+    batch = 200
+    if entry.by:  # the order of the images is all that is left to chance
+        generator = Generator().manual_seed(settings["seed"])
+        held_out = held_out.subset(torch.randperm(len(held_out), generator=generator))
+        batch = len(held_out)  # what learns from the images that it is asked about sees all
+    return evaluate(model, held_out, batch, task)[task.metric]
 
 
 @cache

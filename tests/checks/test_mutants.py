@@ -148,7 +148,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "len(true)": "one row for each image",
         "[others.logsumexp(dim=1), z[true]]": "the divergence of a pair knows no order",
         "dim=-1": "a matrix: its last dimension is dimension 1",
-        "parts[-1]": "the last of two",
+        "parts[0], parts[-1]": "the last of two",
     },
     "attention_loss": {
         "zip(teacher, student)": "the squared difference knows no order",
@@ -156,6 +156,10 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "square().mean": "a map is divided by its length, so a factor goes out",
         "dim=-1) for": "a matrix: its last dimension is dimension 1",
         "mse_loss(t, s)": "the squared difference knows no order",
+    },
+    "darts_gradient": {
+        "t.clone()": "a gradient can be asked of a copy, too",
+        "length <= 0": "no length is negative",
     },
     "widened": {
         "[*last.items()][1:]": "the weight, which comes first, is put in later",
