@@ -117,7 +117,7 @@ ENTRIES = {
 # Their tasks are others: studies have them (vtlite.studies), the tables of all tasks do not.
 ELSEWHERE = (
     *("dualcoop", "full, all at once", "aim", "st_adapter", "st_adapter, 3x3x3", "tpt", "tda"),
-    *("vit_adapter", "zero-shot"),
+    *("vit_adapter", "evp", "lpt", "s_prompting", "zero-shot"),
     *STUDENTS,
 )
 TABLED = tuple(name for name in ENTRIES if name not in ELSEWHERE)
