@@ -18,7 +18,7 @@ from vtlite.methods.remapping.architecture.cells import searched
 
 def row(arm: str, lr: float, score: float, seed: int = 0, final: bool = False) -> dict[str, Any]:
     about = {"cell": [], "skips": 2, "by_epoch": [], "seconds": 3.0, "numbers": 5_000}
-    key = {"arm": arm, "task": "fashion", "lr": lr, "seed": seed, "final": final}
+    key = {"arm": arm, "task": "twemoji", "lr": lr, "seed": seed, "final": final}
     return {**key, "score": score, **about}
 
 
@@ -43,8 +43,8 @@ def test_all_have_the_same_budget() -> None:
 
 def test_the_rate_is_chosen_on_validation_images_and_the_smaller_one_wins_a_tie() -> None:
     runs = [row("SNAS", 1e-2, 0.7), row("SNAS", 3e-3, 0.7), row("SNAS", 1e-2, 0.9, final=True)]
-    assert searches.chosen("SNAS", "fashion", runs)["lr"] == 3e-3
-    assert searches.finals(runs, "SNAS", "fashion") == []  # its rate was replaced
+    assert searches.chosen("SNAS", "twemoji", runs)["lr"] == 3e-3
+    assert searches.finals(runs, "SNAS", "twemoji") == []  # its rate was replaced
     assert searches.table(runs) == ""
 
 
@@ -64,7 +64,7 @@ def test_a_tiny_study_is_kept_run_by_run_and_goes_on(
     monkeypatch.setattr(searches, "SPACE", small)
     monkeypatch.setattr(searches, "load_task", tiny_task)
     for arm in searches.ARMS:
-        found = searches.run_one(arm, "fashion", 1e-2, 0, arm == "DARTS", 4, 1)
+        found = searches.run_one(arm, "twemoji", 1e-2, 0, arm == "DARTS", 4, 1)
         assert 0 <= found["score"] <= 1
         assert found["skips"] == searches.skips(found["cell"])
         assert found["numbers"] > 0
@@ -74,7 +74,7 @@ def test_a_tiny_study_is_kept_run_by_run_and_goes_on(
     kept = [row("SNAS", lr, lr) for lr in searches.LRS]
     kept += [row("SNAS", 1e-2, 0.5, seed, True) for seed in range(3)]
     path.write_text(json.dumps(kept), encoding="utf-8")
-    assert searches.run(path, 1, ("SNAS",), ("fashion",)) == kept  # nothing is left to do
+    assert searches.run(path, 1, ("SNAS",), ("twemoji",)) == kept  # nothing is left to do
 
 
 def tiny_task(name: str) -> Any:

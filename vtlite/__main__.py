@@ -395,7 +395,16 @@ def _counted(arguments: argparse.Namespace) -> None:
 
 def _bench(arguments: argparse.Namespace) -> None:
     from vtlite.arguments import whole
-    from vtlite.bench import BENCHED, bench, costs, costs_markdown, entries_of, markdown, summary
+    from vtlite.bench import (
+        BENCHED,
+        REMAPPED,
+        bench,
+        costs,
+        costs_markdown,
+        entries_of,
+        markdown,
+        summary,
+    )
     from vtlite.storage import unknown
 
     for task in arguments.task or ():
@@ -404,9 +413,11 @@ def _bench(arguments: argparse.Namespace) -> None:
     entries, workers = entries_of(arguments.group), whole("workers", arguments.workers)
     runs = bench(arguments.results, workers, entries, tuple(arguments.task or BENCHED))
     rows = summary([run for run in runs if run["entry"] in entries])
+    others = REMAPPED if arguments.group == "remapping" else ()
+    measured = costs(arguments.costs, (*entries, *others))
     tables = {
         "accuracy": markdown(rows),
-        "costs": costs_markdown(rows, costs(arguments.costs, entries)),
+        "costs": costs_markdown([*rows, *({"entry": name} for name in others)], measured),
     }
     print(*tables.values(), sep="\n\n")
     if arguments.update:

@@ -114,8 +114,15 @@ ENTRIES = {
     **STUDENTS,
 }
 
+# Their networks are others: studies say what they are worth, and the tables what they cost.
+REMAPPED = tuple(
+    name
+    for name in map(short, METHODS)
+    if find_method(name).key.startswith("remapping/") and name not in ("kd", "block_expansion")
+)
 # Their tasks are others: studies have them (vtlite.studies), the tables of all tasks do not.
 ELSEWHERE = (
+    *REMAPPED,
     *("dualcoop", "full, all at once", "aim", "st_adapter", "st_adapter, 3x3x3", "tpt", "tda"),
     *("vit_adapter", "evp", "lpt", "s_prompting", "zero-shot"),
     *STUDENTS,
@@ -278,8 +285,9 @@ def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
     }
     for name in tqdm(wanted, desc="costs"):
         model = ENTRIES[name].tuned(task)
-        # Some choose what trains from the data.
-        fit(model, task.train, epochs=1, lr=1e-6, progress=False)
+        # Some choose from the data what trains, or search for a network, at their own rate.
+        lr = None if name in REMAPPED else 1e-6
+        fit(model, task.train, epochs=1, lr=lr, progress=False)
         deployed = without_method(model)
         full, plain = references[ON_RESNET if ENTRIES[name].weights == "vtlite-resnet" else ""]
         rows.append(
@@ -415,17 +423,19 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def costs_markdown(rows: list[dict[str, Any]], costs: list[dict[str, Any]]) -> str:
-    """Accuracy beside every cost as a Markdown table, the most accurate first; a latency with a
-    star is that of an unmerged model."""
+    """Accuracy beside every cost as a Markdown table, the most accurate first, then what has no
+    accuracy on all tasks; a latency with a star is that of an unmerged model."""
     found = {row["entry"]: row for row in costs}
     lines = [
         "| | mean accuracy | trainable | delta | step | activations | latency |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in sorted((row for row in rows if row["entry"] in found), key=lambda row: -row["mean"]):
+    known = [row for row in rows if row["entry"] in found]
+    for row in sorted(known, key=lambda row: -row.get("mean", 0)):
         cost = found[row["entry"]]
+        mean = f"{100 * row['mean']:.1f} ± {100 * row['spread']:.1f}" if "mean" in row else ""
         lines.append(
-            f"| {row['entry']} | {100 * row['mean']:.1f} ± {100 * row['spread']:.1f} |"
+            f"| {row['entry']} | {mean} |"
             f" {cost['trainable']:,} | {cost['delta_bytes'] / 1024:,.0f} KiB |"
             f" {cost['step_ratio']:.2f}x | {cost['activation_bytes'] / 2**20:.1f} MiB |"
             f" {cost['latency_ratio']:.2f}x{'' if cost['merged'] else ' *'} |"

@@ -37,10 +37,10 @@ from vtlite.task import Task
 from vtlite.training import evaluate, fit
 from vtlite.tuning import tune
 
-TASKS = ("fashion", "shapes-location")
+TASKS = ("twemoji", "shapes-location")
 LRS = (3e-3, 1e-2)  # chosen on validation images; alpha's rate goes with it
-SEARCH, FINAL = 20, 10  # epochs
-OPERATIONS = ("none", "skip_connect", "avg_pool_3x3", "sep_conv_3x3", "dil_conv_3x3")
+SEARCH, FINAL = 16, 10  # epochs
+OPERATIONS = ("none", "skip_connect", "max_pool_3x3", "sep_conv_3x3", "dil_conv_3x3")
 SPACE: dict[str, Any] = {"operations": OPERATIONS, "channels": 8, "cells": 2}
 
 SEARCHES: dict[str, tuple[str, dict[str, Any]]] = {
