@@ -52,6 +52,7 @@ class CLIPLoRA(Method):
     parameters. The scale is the code's, where LoRA divides by the rank itself.
     """
 
+    lr = 3e-2
     small = {"template": "an emoji of {}"}
     two_towers = True
     measured_on = "vtlite-clip"

@@ -63,7 +63,7 @@ class CoCoOp(Method):
     for that memory; the loop here takes any batch.
     """
 
-    lr = 3e-3
+    lr = 1e-2
     small = {"num_context": 3, "words": "an emoji of"}
 
     starts_elsewhere = "the small network shifts the context from the start"

@@ -37,6 +37,7 @@ class CoOp(Method):
     the texts are constants: merged, it is the image tower and one product.
     """
 
+    lr = 3e-2
     small = {"num_context": 3, "words": "an emoji of"}
 
     starts_elsewhere = "the context stands in the place of the words of a template"

@@ -88,7 +88,7 @@ class LASP(Method):
     here are fewer.
     """
 
-    lr = 3e-3
+    lr = 3e-2
     small = {
         "num_context": 3,
         "words": "an emoji of",

@@ -73,6 +73,7 @@ class PLOT(Method):
     places are those of a ResNet's attention pooling; for a ViT see places.py. The pooled features that it adds on ImageNet are not here.
     """
 
+    lr = 3e-2
     small = {"num_context": 4}
 
     starts_elsewhere = "contexts stand in the place of a template, and places in that of the image"

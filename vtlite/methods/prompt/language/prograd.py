@@ -51,7 +51,7 @@ class ProGrad(CoOp):
     several steps, and scale each number by itself; the paper's is SGD.
     """
 
-    lr = 3e-3
+    lr = 1e-2
     small = {"num_context": 3, "words": "an emoji of", "template": "an emoji of {}"}
 
     starts_elsewhere = "a context longer than its words begins with zeros"

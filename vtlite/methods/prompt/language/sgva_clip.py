@@ -99,7 +99,7 @@ class SgVACLIP(Method):
     teacher; alpha, meant to be learned, stays at 0.5 in its half precision.
     """
 
-    lr = 1e-3
+    lr = 1e-2
     lrs = (3e-4, 1e-3, 3e-3, 1e-2)
     small = {"num_context": 3, "words": "an emoji of", "search": True}
 

@@ -120,6 +120,7 @@ class DPT(Method):
     class. There images and texts have learning rates of their own (0.01, 0.002); here one.
     """
 
+    lr = 3e-3
     starts_elsewhere = "its first prompts take part in every softmax from the first step"
     unmergeable = "its prompts are extra tokens, which no weight of a tower can stand for"
     two_towers = True

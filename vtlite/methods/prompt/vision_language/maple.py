@@ -48,6 +48,7 @@ class MaPLe(Method):
     0.02^2): the independent prompts that the paper compares with (IVLP), 23,040 parameters.
     """
 
+    lr = 3e-2
     small = {"words": "an emoji of a"}
 
     starts_elsewhere = "its first vectors take part in every softmax from the first step"

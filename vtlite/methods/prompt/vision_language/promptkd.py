@@ -70,6 +70,7 @@ class PromptKD(Method):
     teacher and student are one model, and the images are the training images.
     """
 
+    lr = 3e-2
     starts_elsewhere = "its map between features starts as layers of PyTorch do"
     unmergeable = "its prompts are extra tokens, which no weight of the tower can stand for"
     two_towers = True

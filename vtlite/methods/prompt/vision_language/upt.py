@@ -81,6 +81,7 @@ class UPT(Method):
     sequences of length one, so that nothing mixes; here it is the paper's.
     """
 
+    lr = 3e-3
     starts_elsewhere = "its vectors take part in every softmax from the first step"
     unmergeable = "its prompts are extra tokens, which no weight of a tower can stand for"
     two_towers = True
