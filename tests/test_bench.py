@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from vtlite import bench, searches
 from vtlite.data.tasks import load_task
 from vtlite.methods import METHODS
 from vtlite.storage import VTError
-from vtlite.studies import STUDIES
+from vtlite.studies import OWN_STUDIES, STUDIES
 from vtlite.training import evaluate
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results.json"
@@ -247,6 +248,16 @@ def test_the_table_of_a_study_is_written_from_its_runs(name: str) -> None:
     assert {row["entry"] for row in rows} == set(study.entries)
     assert all(set(row["tasks"]) == set(study.tasks) for row in rows)
     assert bench.markdown(rows) in (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in OWN_STUDIES if RESULTS.with_name(f"{n}.json").exists()]
+)
+def test_the_table_of_a_study_of_its_own_is_written_from_its_runs(name: str) -> None:
+    runs = json.loads(RESULTS.with_name(f"{name}.json").read_text(encoding="utf-8"))
+    table = import_module(OWN_STUDIES[name]).table(runs)
+    assert table.count("|---") >= 1
+    assert table in (RESULTS.parent / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_score_is_the_tasks_own_metric() -> None:

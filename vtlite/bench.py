@@ -102,7 +102,6 @@ ENTRIES = {
     "from scratch": Entry("full", "random"),
     "zero-shot": Entry("linear", "words", (1.0,)),  # and no learning rate
     **{short(key): Entry(short(key), cls.measured_on) for key, cls in METHODS.items()},
-    "noah": Entry("noah", lrs=(3e-3,)),  # each run is a search of its own: at its one rate
     "adaptformer, bottleneck 48": Entry("adaptformer", settings={"bottleneck": 48}),
     "lora, rank 16 on q, k, v": Entry("lora", settings={"rank": 16, "targets": "qkv"}),
     "full" + ON_RESNET: Entry("full", "vtlite-resnet"),

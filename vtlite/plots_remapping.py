@@ -238,7 +238,7 @@ def networks_drawn(networks: dict[str, list[Cell]]) -> Figure:
 
 def _cell(ax: Axes, x: float, cell: Cell) -> None:
     high = 0.6 * min(cell.width, 2.6)
-    box = {"facecolor": "white", "edgecolor": "black", "ls": ":"}
+    box: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", "ls": ":"}
     if not cell.gone:
         box = {"facecolor": _TRAINED if cell.new else _FROZEN, "edgecolor": "black"}
     halves = [(-high, 2 * high)]

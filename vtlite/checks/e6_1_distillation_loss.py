@@ -100,7 +100,7 @@ def _loss_case(student: Answer, arguments: dict[str, Any], T: float, weight: flo
         return (1 - weight) * hard_term(z) + weight * T**2 * torch.stack(rows).mean()
 
     hard, soft = hard_term(z), soft_term(_kl)
-    right = _right(*arguments.values(), T, weight)
+    right = _right(z, t, labels, T, weight)
     columns = [_kl(_logs(a / T), _logs(b / T)) for a, b in zip(t.T, z.T, strict=True)]
     label = torch.nn.functional.one_hot(t.argmax(1), C).to(z)
     by_best = -sum((row * _logs(b / T)).sum() for row, b in zip(label, z, strict=True)) / B

@@ -105,7 +105,7 @@ def _wider_case(
             f"{case}: expected three dicts, found {type(found).__name__}",
             "return (first, norm, last), each a dict with the keys that it came with",
         )
-    right = _right(*states, source)
+    right = _right(states[0], states[1], states[2], source)
     mistakes = _mistakes(states, source, right)
     for i, name in enumerate(_NAMES):
         expect(

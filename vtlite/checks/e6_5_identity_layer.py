@@ -34,9 +34,9 @@ def _right(x: Tensor, size: int, eps: float) -> dict[str, Tensor]:
 
 
 def _applied(x: Tensor, layer: dict[str, Tensor], eps: float, train: bool) -> Tensor:
-    statistics = [layer[key].clone() for key in ("mean", "var")]
+    mean, var = layer["mean"].clone(), layer["var"].clone()
     y = conv2d(x, layer["kernel"], padding=layer["kernel"].shape[-1] // 2)
-    return batch_norm(y, *statistics, layer["gamma"], layer["beta"], train, 0.1, eps)
+    return batch_norm(y, mean, var, layer["gamma"], layer["beta"], train, 0.1, eps)
 
 
 @check

@@ -363,7 +363,8 @@ def graph(cell: Sequence[str]) -> tuple[dict[str, tuple[float, float]], list[tup
     places = {}
     for label, step, row in zip(labels, steps, rows, strict=True):
         height = (row + 1) / (steps.count(step) + 1)
-        if height == 0.5 and step < steps[-1]:  # in a line the arrows would hide one another
+        # alone in a line the arrows would hide one another
+        if steps.count(step) == 1 and step < steps[-1]:
             height += 0.22 * (-1) ** step
         places[label] = (step / steps[-1], height)
     return places, [(labels[i], labels[j], name) for i, j, name in arrows]
