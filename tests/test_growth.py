@@ -103,7 +103,7 @@ def test_every_run_is_kept_and_a_second_call_runs_nothing(
     monkeypatch.setattr(growth, "TASKS", ("digits",))
     runs = growth.run(path, 1, arms)
     assert len(runs) == len(growth.LRS) + 3
-    assert json.loads(path.read_text()) == sorted(runs, key=growth._key)
+    assert json.loads(path.read_text(encoding="utf-8")) == sorted(runs, key=growth._key)
     monkeypatch.setattr(growth, "run_one", None)
     assert len(growth.run(path, 1, arms)) == len(runs)
 
