@@ -11,7 +11,7 @@ import torch
 
 import vtlite as vt
 from tests.conftest import make_tiny_resnet
-from vtlite import __main__, growth
+from vtlite import __main__, bench, growth
 from vtlite.methods.remapping.weight.steps import NARROWER, Remapped, numbers
 from vtlite.studies import OWN_STUDIES, STUDIES
 from vtlite.task import Classification
@@ -97,7 +97,7 @@ def test_every_run_is_kept_and_a_second_call_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With processes in place of a pool's, so that the small budget reaches them."""
-    monkeypatch.setattr(growth, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", Here)
     monkeypatch.setattr(growth, "run_one", lambda *key: run(key[0], *key[2:], score=0.5))
     path, arms = tmp_path / "growth.json", ("small, trained on",)
     monkeypatch.setattr(growth, "TASKS", ("digits",))

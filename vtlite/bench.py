@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -244,22 +244,37 @@ def bench(
     entry, then the final runs.
     """
     runs: list[dict[str, Any]] = _read(results)
-    done = {_key(run) for run in runs}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    cell = partial(run_cell, epochs=epochs)
+    with worker_pool(workers) as pool:
         for task in tasks:
             for final in (False, True):
-                wanted = [
-                    key
-                    for name in entries
-                    for key in _wanted(name, task, final, runs)
-                    if key not in done
-                ]
-                futures = [pool.submit(run_cell, *key, epochs) for key in wanted]
+                wanted = [key for name in entries for key in _wanted(name, task, final, runs)]
                 doing = f"{task}: {'final runs' if final else 'choosing on validation data'}"
-                for future in tqdm(as_completed(futures), total=len(futures), desc=doing):
-                    runs.append(future.result())
-                    _write(results, sorted(runs, key=_key))
+                run_missing(pool, cell, wanted, results, runs, _key, doing)
     return runs
+
+
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Fresh processes for runs, as threads of the first one do not survive a fork."""
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+
+
+def run_missing(
+    pool: ProcessPoolExecutor,
+    one: Callable[..., dict[str, Any]],
+    wanted: Iterable[tuple[Any, ...]],
+    results: Path,
+    runs: list[dict[str, Any]],
+    key: Callable[[dict[str, Any]], tuple[Any, ...]],
+    doing: str,
+) -> None:
+    """Run `one(*key)` for the wanted keys that `runs` lack. Each run is added to them, and kept in
+    `results`, as soon as it has ended."""
+    done = {key(run) for run in runs}
+    futures = [pool.submit(one, *each) for each in wanted if each not in done]
+    for future in tqdm(as_completed(futures), total=len(futures), desc=doing):
+        runs.append(future.result())
+        _write(results, sorted(runs, key=key))
 
 
 def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -5,19 +5,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from vtlite.backbones import create_backbone, load_backbone
-from vtlite.bench import SEEDS, _read, _write
+from vtlite.bench import SEEDS, _read, run_missing, worker_pool
 from vtlite.data.tasks import load_task
 from vtlite.method import Method, Train, Tuned
 from vtlite.methods.remapping.weight.eas import EAS
@@ -227,16 +224,12 @@ def run(results: Path, workers: int = 2, arms: tuple[str, ...] = (*GROWN, *SEARC
     """Run what `results` (JSON) lacks, and return all runs: first the choice of each rate on
     validation images, then three seeds."""
     runs: list[Run] = _read(results)
-    done = {_key(run) for run in runs}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with worker_pool(workers) as pool:
         for final in (False, True):
             pairs = [(arm, task) for arm in arms for task in _tasks(arm)]
             wanted = [key for pair in pairs for key in _wanted(*pair, final, runs)]
-            futures = [pool.submit(run_one, *key) for key in wanted if key not in done]
             doing = "final runs" if final else "choosing on validation images"
-            for future in tqdm(as_completed(futures), total=len(futures), desc=doing):
-                runs.append(future.result())
-                _write(results, sorted(runs, key=_key))
+            run_missing(pool, run_one, wanted, results, runs, _key, doing)
     return runs
 
 
@@ -274,12 +267,12 @@ def reached(curve: list[float], level: float) -> int | None:
 def table(runs: list[Run]) -> str:
     """Of what has finished: accuracy, size and rate of each arm, in Markdown."""
     lines = []
-    for title, arms, tasks in (("", GROWN, TASKS), ("", SEARCHES, SEARCHED)):
+    for arms, tasks in ((GROWN, TASKS), (SEARCHES, SEARCHED)):
         for task in tasks:
             found = {arm: own for arm in arms if (own := finals(runs, arm, task))}
             if not found:
                 continue
-            lines += [f"{title}| {task} | numbers | before | after | rate |"]
+            lines += [f"| {task} | numbers | before | after | rate |"]
             lines += ["|---|---:|---:|---:|---:|", *(_row(*row) for row in found.items()), ""]
     return "\n".join(lines).strip()
 

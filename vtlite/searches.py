@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from vtlite.backbones import load_backbone
-from vtlite.bench import SEEDS, _read, _write
+from vtlite.bench import SEEDS, _read, run_missing, worker_pool
 from vtlite.data.images import joined
 from vtlite.data.tasks import load_task
 from vtlite.method import Tuned
@@ -141,17 +139,13 @@ def run(
     """Run what `results` (JSON) lacks, and return all runs: for each task first the choice of each
     rate on validation images, then three seeds. Each run is kept as soon as it has ended."""
     runs: list[Run] = _read(results)
-    done = {_key(run) for run in runs}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    one = partial(run_one, epochs=epochs, train=train)
+    with worker_pool(workers) as pool:
         for task in tasks:
             for final in (False, True):
                 wanted = [key for arm in arms for key in _wanted(arm, task, final, runs)]
-                left = [key for key in wanted if key not in done]
-                futures = [pool.submit(run_one, *key, epochs, train) for key in left]
                 doing = f"{task}: {'three seeds' if final else 'choosing on validation images'}"
-                for future in tqdm(as_completed(futures), total=len(futures), desc=doing):
-                    runs.append(future.result())
-                    _write(results, sorted(runs, key=_key))
+                run_missing(pool, one, wanted, results, runs, _key, doing)
     return runs
 
 
