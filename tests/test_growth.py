@@ -88,6 +88,7 @@ def test_a_rate_is_chosen_on_validation_images_and_only_final_runs_are_in_the_ta
     assert [key[2] for key in growth._wanted(arm, "digits", True, runs)] == [6e-3] * 3
     curve = [0.25, 0.75]
     runs += [run(arm, 6e-3, seed, True, 0.5 + seed / 10, curve=curve) for seed in range(3)]
+    runs += [run(arm, 2e-3, 0, True, 1.0, curve=curve)]  # of an older grid: it does not count
     assert f"| {arm} | 10 | 25.0 | 60.0 (50.0 to 70.0) | 0.006 |" in growth.table(runs)
     assert growth.reached(curve, 0.5) == 1
     assert growth.reached(curve, 0.8) is None
