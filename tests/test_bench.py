@@ -10,6 +10,7 @@ import torch
 from vtlite import bench, searches
 from vtlite.data.tasks import load_task
 from vtlite.methods import METHODS
+from vtlite.runs import SEEDS, key_of, wanted
 from vtlite.storage import VTError
 from vtlite.studies import OWN_STUDIES, STUDIES
 from vtlite.training import evaluate
@@ -76,7 +77,7 @@ def test_a_stopped_benchmark_continues_and_does_nothing_twice(
             future.set_result(run(key[0], key[1], key[2], 0.5, key[3], key[4]))
             return future
 
-    monkeypatch.setattr(bench, "ProcessPoolExecutor", InProcess)
+    monkeypatch.setattr("vtlite.runs.ProcessPoolExecutor", InProcess)
     path = tmp_path / "r.json"
     with pytest.raises(KeyboardInterrupt):
         bench.bench(path, entries=("lora",), tasks=("digits",))
@@ -121,19 +122,19 @@ def committed() -> dict[str, dict]:
 
 def test_committed_results_are_complete() -> None:
     runs = json.loads(RESULTS.read_text(encoding="utf-8"))
-    wanted = {
+    asked = {
         key
         for name in {run["entry"] for run in runs}  # a new method is measured when there is time
         for task in bench.BENCHED
         for final in (False, True)
-        for key in bench._wanted(name, task, final, runs)
+        for key in wanted(name, task, bench.ENTRIES[name].choices(), final, runs)
     }
-    assert wanted <= {bench._key(r) for r in runs}
+    assert asked <= {key_of(run) for run in runs}
     costs = {
         row["entry"]
         for row in json.loads((RESULTS.parent / "costs.json").read_text(encoding="utf-8"))
     }
-    measured = {name for name, _, _, _, _ in wanted}
+    measured = {name for name, _, _, _, _ in asked}
     of_networks = {n for n in measured if bench.ENTRIES[n].weights.startswith("vtlite-")}
     assert costs - {*bench.REMAPPED} == of_networks
 
@@ -154,12 +155,12 @@ def test_the_published_tables_are_written_from_them(committed: dict[str, dict]) 
 def test_a_wider_grid_replaces_the_final_runs_of_the_old_choice() -> None:
     runs = [
         run("lora", "digits", 3e-3, 0.5),
-        *(run("lora", "digits", 3e-3, 0.6, seed, True) for seed in bench.SEEDS),
+        *(run("lora", "digits", 3e-3, 0.6, seed, True) for seed in SEEDS),
     ]
     assert bench.summary(runs)[0]["mean"] == pytest.approx(0.6)
     runs.append(run("lora", "digits", 1e-2, 0.7))  # better on validation data, and no final run yet
     assert bench.summary(runs) == []
-    runs += [run("lora", "digits", 1e-2, 0.4, seed, True) for seed in bench.SEEDS]
+    runs += [run("lora", "digits", 1e-2, 0.4, seed, True) for seed in SEEDS]
     assert bench.summary(runs)[0]["mean"] == pytest.approx(
         0.4
     )  # even though it is worse on the test images

@@ -143,5 +143,5 @@ def test_steps_are_measured_once(small: VisionTransformer, tmp_path: Path) -> No
 
 def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text("[", encoding="utf-8")
-    with pytest.raises(VTError, match="not a file of counted steps"):
+    with pytest.raises(VTError, match="not a results file"):
         counting.counted(tmp_path / "c.json")

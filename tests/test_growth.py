@@ -11,8 +11,9 @@ import torch
 
 import vtlite as vt
 from tests.conftest import make_tiny_resnet
-from vtlite import __main__, bench, growth
+from vtlite import __main__, growth
 from vtlite.methods.remapping.weight.steps import NARROWER, Remapped, numbers
+from vtlite.runs import key_of, wanted
 from vtlite.studies import OWN_STUDIES, STUDIES
 from vtlite.task import Classification
 
@@ -85,7 +86,7 @@ def test_a_rate_is_chosen_on_validation_images_and_only_final_runs_are_in_the_ta
         for lr, score in zip((2e-3, 6e-3, 2e-2), (0.5, 0.7, 0.7), strict=True)
     ]
     assert growth.table(runs) == ""
-    assert [key[2] for key in growth._wanted(arm, "digits", True, runs)] == [6e-3] * 3
+    assert [key[2] for key in wanted(arm, "digits", growth.LRS, True, runs)] == [6e-3] * 3
     curve = [0.25, 0.75]
     runs += [run(arm, 6e-3, seed, True, 0.5 + seed / 10, curve=curve) for seed in range(3)]
     runs += [run(arm, 2e-3, 0, True, 1.0, curve=curve)]  # of an older grid: it does not count
@@ -98,13 +99,13 @@ def test_every_run_is_kept_and_a_second_call_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With processes in place of a pool's, so that the small budget reaches them."""
-    monkeypatch.setattr(bench, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr("vtlite.runs.ProcessPoolExecutor", Here)
     monkeypatch.setattr(growth, "run_one", lambda *key: run(key[0], *key[2:], score=0.5))
     path, arms = tmp_path / "growth.json", ("small, trained on",)
     monkeypatch.setattr(growth, "TASKS", ("digits",))
     runs = growth.run(path, 1, arms)
     assert len(runs) == len(growth.LRS) + 3
-    assert json.loads(path.read_text(encoding="utf-8")) == sorted(runs, key=growth._key)
+    assert json.loads(path.read_text(encoding="utf-8")) == sorted(runs, key=key_of)
     monkeypatch.setattr(growth, "run_one", None)
     assert len(growth.run(path, 1, arms)) == len(runs)
 

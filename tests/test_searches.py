@@ -14,6 +14,7 @@ import vtlite as vt
 from vtlite import searches
 from vtlite.data.tasks import load_task
 from vtlite.methods.remapping.architecture.cells import searched
+from vtlite.runs import choice, finals
 
 
 def row(arm: str, lr: float, score: float, seed: int = 0, final: bool = False) -> dict[str, Any]:
@@ -43,8 +44,8 @@ def test_all_have_the_same_budget() -> None:
 
 def test_the_rate_is_chosen_on_validation_images_and_the_smaller_one_wins_a_tie() -> None:
     runs = [row("SNAS", 1e-2, 0.7), row("SNAS", 3e-3, 0.7), row("SNAS", 1e-2, 0.9, final=True)]
-    assert searches.chosen("SNAS", "twemoji", runs)["lr"] == 3e-3
-    assert searches.finals(runs, "SNAS", "twemoji") == []  # its rate was replaced
+    assert choice(runs, "SNAS", "twemoji")["lr"] == 3e-3
+    assert finals(runs, "SNAS", "twemoji") == []  # its rate was replaced
     assert searches.table(runs) == ""
 
 

@@ -10,13 +10,10 @@ costs.
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +34,9 @@ from vtlite.data.images import ImageDataset, joined
 from vtlite.data.tasks import load_task
 from vtlite.method import Backbone, Tuned, count_parameters, short
 from vtlite.methods import METHODS, find_method
-from vtlite.storage import VTError, atomic_write, unknown
+from vtlite.runs import SEEDS as SEEDS  # lessons ask the benchmark for it
+from vtlite.runs import Run, choice, read_rows, run_missing, wanted, worker_pool, write_rows
+from vtlite.storage import unknown
 from vtlite.studies import further, in_sequence, shifted, small_resnet, small_vit
 from vtlite.task import Stream, Task
 from vtlite.training import Diverged, evaluate, fit
@@ -45,7 +44,6 @@ from vtlite.tuning import tune
 from vtlite.zero_shot import ZeroShot
 
 BENCHED = ("fashion", "digits", "twemoji", "shapes-location", "shapes-count")  # classifications
-SEEDS = (0, 1, 2)
 EPOCHS = 15
 ON_RESNET = ", on the ResNet"
 
@@ -243,38 +241,19 @@ def bench(
     Task by task, so that a benchmark that was stopped has whole tasks: first the choice for every
     entry, then the final runs.
     """
-    runs: list[dict[str, Any]] = _read(results)
+    runs = read_rows(results)
     cell = partial(run_cell, epochs=epochs)
     with worker_pool(workers) as pool:
         for task in tasks:
             for final in (False, True):
-                wanted = [key for name in entries for key in _wanted(name, task, final, runs)]
+                keys = [
+                    key
+                    for name in entries
+                    for key in wanted(name, task, ENTRIES[name].choices(), final, runs)
+                ]
                 doing = f"{task}: {'final runs' if final else 'choosing on validation data'}"
-                run_missing(pool, cell, wanted, results, runs, _key, doing)
+                run_missing(pool, cell, keys, results, runs, doing)
     return runs
-
-
-def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """Fresh processes for runs, as threads of the first one do not survive a fork."""
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-
-
-def run_missing(
-    pool: ProcessPoolExecutor,
-    one: Callable[..., dict[str, Any]],
-    wanted: Iterable[tuple[Any, ...]],
-    results: Path,
-    runs: list[dict[str, Any]],
-    key: Callable[[dict[str, Any]], tuple[Any, ...]],
-    doing: str,
-) -> None:
-    """Run `one(*key)` for the wanted keys that `runs` lack. Each run is added to them, and kept in
-    `results`, as soon as it has ended."""
-    done = {key(run) for run in runs}
-    futures = [pool.submit(one, *each) for each in wanted if each not in done]
-    for future in tqdm(as_completed(futures), total=len(futures), desc=doing):
-        runs.append(future.result())
-        _write(results, sorted(runs, key=key))
 
 
 def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -285,12 +264,12 @@ def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
     fine-tuning, a forward pass of the merged model (where it merges) to one of the untouched
     backbone. Of two towers both are those of the image tower, which is `vtlite-tiny`.
     """
-    rows = _read(path)
+    rows = read_rows(path)
     done = {row["entry"] for row in rows}
-    wanted = [
+    missing = [
         name for name in entries if name not in done and ENTRIES[name].weights.startswith("vtlite-")
     ]
-    if not wanted:
+    if not missing:
         return rows
     task = load_task("twemoji")
     images, labels = next(iter(DataLoader(task.train, 50)))
@@ -298,7 +277,7 @@ def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
         place: [ENTRIES[name + place].tuned(task) for name in ("full", "linear")]
         for place in ("", ON_RESNET)
     }
-    for name in tqdm(wanted, desc="costs"):
+    for name in tqdm(missing, desc="costs"):
         model = ENTRIES[name].tuned(task)
         # Some choose from the data what trains, or search for a network, at their own rate.
         lr = None if name in REMAPPED else 1e-6
@@ -317,50 +296,14 @@ def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
                 "merged": deployed is not model,
             }
         )
-        _write(path, rows)
+        write_rows(path, rows)
     return rows
 
 
-def chosen_lr(name: str, task: str, runs: list[dict[str, Any]]) -> float:
+def chosen_lr(name: str, task: str, runs: list[Run]) -> float:
     """The learning rate with the best validation score; the smaller one in a tie."""
-    choices = ENTRIES[name].choices()
-    if len(choices) == 1:  # nothing to choose, and no runs to choose by
-        return choices[0]
-    found = [
-        run for run in runs if (run["entry"], run["task"], run["final"]) == (name, task, False)
-    ]
-    return min(found, key=lambda run: (-run["score"], run["lr"]))["lr"]
-
-
-def _wanted(
-    name: str, task: str, final: bool, runs: list[dict[str, Any]]
-) -> list[tuple[str, str, float, int, bool]]:
-    if not final:
-        choices = ENTRIES[name].choices()
-        return [(name, task, lr, SEEDS[0], False) for lr in choices if len(choices) > 1]
-    return [(name, task, chosen_lr(name, task, runs), seed, True) for seed in SEEDS]
-
-
-def _key(run: dict[str, Any]) -> tuple[str, str, float, int, bool]:
-    return run["entry"], run["task"], run["lr"], run["seed"], run["final"]
-
-
-def _read(results: Path) -> list[dict[str, Any]]:
-    if not results.exists():
-        return []
-    try:
-        return json.loads(results.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise VTError(
-            f"{results} is not a results file ({error}); delete it or give another path"
-        ) from error
-
-
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(
-            "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8"
-        )
+    choices = ENTRIES[name].choices()  # of one, nothing is chosen, and there are no runs to do so
+    return choices[0] if len(choices) == 1 else choice(runs, name, task)["lr"]
 
 
 def summary(runs: list[dict[str, Any]], among: tuple[str, ...] = BENCHED) -> list[dict[str, Any]]:

@@ -16,7 +16,6 @@ fine-tuning, in turns, in seconds of the processor.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from vtlite.accounting import step_bytes, step_flops, step_peak, step_ratios
 from vtlite.backbones.stages import stage_names
 from vtlite.method import Tuned, short
 from vtlite.methods.parameter.both.spt import Budget
-from vtlite.storage import VTError, atomic_write
+from vtlite.runs import read_rows, write_rows
 
 Row = dict[str, Any]
 LINEAR = ("qkv", "proj", "fc1", "fc2")  # of each block
@@ -231,7 +230,7 @@ def measure(
     images = torch.randn(batch, 3, *model.patch_embed.img_size)
     labels = torch.arange(batch) % num_classes
     full = tuned(backbone, "full", num_classes)
-    _write(path, rows)
+    write_rows(path, rows)
     wanted = [row for row in rows if "step" not in row and row["method"] not in UNMEASURED]
     for start in tqdm(range(0, len(wanted), 8), desc="steps"):
         some = wanted[start : start + 8]
@@ -240,14 +239,14 @@ def measure(
         ratios = step_ratios(models, full, images, labels, repeats, time.process_time)
         for row, ratio in zip(some, ratios, strict=True):
             row["step"] = ratio
-        _write(path, rows)
+        write_rows(path, rows)
 
 
 def counted(path: Path, repeats: int = 3) -> list[Row]:
     """One row for each method, written to `path` (JSON). Everything is counted anew; a time that
     is in the file stays there, so that a stopped run continues."""
     names = [name for name in map(short, vt.METHODS) if name in BOUNDS]
-    known = {row["method"]: row for row in _read(path)}
+    known = {row["method"]: row for row in read_rows(path)}
     rows = count(vt.create_backbone("vit_base_patch16_224", device="meta"), names, 4, 100)
     for row in rows:
         if "step" in (old := known.get(row["method"], {})):
@@ -276,21 +275,3 @@ def table(rows: list[Row]) -> str:
         cells.append(REMARKS.get(row["method"], "") if above_bound(row) else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _read(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise VTError(
-            f"{path} is not a file of counted steps ({error}); delete it or give another path"
-        ) from error
-
-
-def _write(path: Path, rows: list[Row]) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(
-            "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8"
-        )

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from vtlite.backbones import create_backbone, load_backbone
-from vtlite.bench import SEEDS, _read, run_missing, worker_pool
 from vtlite.data.tasks import load_task
 from vtlite.method import Method, Train, Tuned
 from vtlite.methods.remapping.weight.eas import EAS
@@ -22,6 +21,7 @@ from vtlite.methods.remapping.weight.n2n import N2N
 from vtlite.methods.remapping.weight.nash import NASH
 from vtlite.methods.remapping.weight.path_level_eas import PathLevelEAS
 from vtlite.methods.remapping.weight.steps import block_tokens, numbers, show
+from vtlite.runs import Run, finals, read_rows, run_missing, wanted, worker_pool
 from vtlite.task import Task
 from vtlite.training import evaluate, fit
 from vtlite.tuning import tune
@@ -34,9 +34,6 @@ LRS = (2e-3, 6e-3, 2e-2)
 SEARCHED = ("digits",)  # at a good rate the backbone counts shapes as well without any step
 BUDGET, FINAL = 20, 10  # epochs of all candidates together, and of the one that was found
 SEARCH_LRS = (2e-3, 6e-3)  # lower ones favour what is larger and learns faster
-
-Run = dict[str, Any]
-Key = tuple[str, str, float, int, bool]
 
 
 # Growing
@@ -223,41 +220,18 @@ def run_one(arm: str, task_name: str, lr: float, seed: int, final: bool) -> Run:
 def run(results: Path, workers: int = 2, arms: tuple[str, ...] = (*GROWN, *SEARCHES)) -> list[Run]:
     """Run what `results` (JSON) lacks, and return all runs: first the choice of each rate on
     validation images, then three seeds."""
-    runs: list[Run] = _read(results)
+    runs = read_rows(results)
     with worker_pool(workers) as pool:
         for final in (False, True):
-            pairs = [(arm, task) for arm in arms for task in _tasks(arm)]
-            wanted = [key for pair in pairs for key in _wanted(*pair, final, runs)]
+            keys = [
+                key
+                for arm in arms
+                for task in (TASKS if arm in GROWN else SEARCHED)
+                for key in wanted(arm, task, LRS if arm in GROWN else SEARCH_LRS, final, runs)
+            ]
             doing = "final runs" if final else "choosing on validation images"
-            run_missing(pool, run_one, wanted, results, runs, _key, doing)
+            run_missing(pool, run_one, keys, results, runs, doing)
     return runs
-
-
-def _tasks(arm: str) -> tuple[str, ...]:
-    return TASKS if arm in GROWN else SEARCHED
-
-
-def _key(run: Run) -> Key:
-    return run["arm"], run["task"], run["lr"], run["seed"], run["final"]
-
-
-def _wanted(arm: str, task: str, final: bool, runs: list[Run]) -> list[Key]:
-    if not final:
-        rates = LRS if arm in GROWN else SEARCH_LRS
-        return [(arm, task, lr, SEEDS[0], False) for lr in rates]
-    return [(arm, task, _chosen(arm, task, runs), seed, True) for seed in SEEDS]
-
-
-def _chosen(arm: str, task: str, runs: list[Run]) -> float:
-    """The rate with the best validation accuracy; the smaller one in a tie."""
-    own = [r for r in runs if (r["arm"], r["task"], r["final"]) == (arm, task, False)]
-    return min(own, key=lambda run: (-run["score"], run["lr"]))["lr"]
-
-
-def finals(runs: list[Run], arm: str, task: str) -> list[Run]:
-    """The final runs of an arm at the rate that was chosen, one a seed."""
-    own = [r for r in runs if (r["arm"], r["task"], r["final"]) == (arm, task, True)]
-    return [run for run in own if run["lr"] == _chosen(arm, task, runs)]
 
 
 def reached(curve: list[float], level: float) -> int | None:

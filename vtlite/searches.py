@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from vtlite.backbones import load_backbone
-from vtlite.bench import SEEDS, _read, run_missing, worker_pool
 from vtlite.data.images import joined
 from vtlite.data.tasks import load_task
 from vtlite.method import Tuned
@@ -31,6 +30,7 @@ from vtlite.methods.remapping.architecture.cells import (
     strongest_cell,
 )
 from vtlite.methods.remapping.architecture.darts import DARTS
+from vtlite.runs import Run, choice, finals, read_rows, run_missing, wanted, worker_pool
 from vtlite.task import Task
 from vtlite.training import evaluate, fit
 from vtlite.tuning import tune
@@ -55,9 +55,6 @@ SEARCHES: dict[str, tuple[str, dict[str, Any]]] = {
 # How many candidates share the budget: cells at random, and one cell for each operation.
 BASELINES = {"random search": SEARCH // 4, "best single operation": len(OPERATIONS) - 1}
 ARMS = (*SEARCHES, *BASELINES)
-
-Run = dict[str, Any]
-Key = tuple[str, str, float, int, bool]
 
 
 def skips(cell: Iterable[str]) -> int:
@@ -138,38 +135,15 @@ def run(
 ) -> list[Run]:
     """Run what `results` (JSON) lacks, and return all runs: for each task first the choice of each
     rate on validation images, then three seeds. Each run is kept as soon as it has ended."""
-    runs: list[Run] = _read(results)
+    runs = read_rows(results)
     one = partial(run_one, epochs=epochs, train=train)
     with worker_pool(workers) as pool:
         for task in tasks:
             for final in (False, True):
-                wanted = [key for arm in arms for key in _wanted(arm, task, final, runs)]
+                keys = [key for arm in arms for key in wanted(arm, task, LRS, final, runs)]
                 doing = f"{task}: {'three seeds' if final else 'choosing on validation images'}"
-                run_missing(pool, one, wanted, results, runs, _key, doing)
+                run_missing(pool, one, keys, results, runs, doing)
     return runs
-
-
-def _key(run: Run) -> Key:
-    return run["arm"], run["task"], run["lr"], run["seed"], run["final"]
-
-
-def _wanted(arm: str, task: str, final: bool, runs: list[Run]) -> list[Key]:
-    if not final:
-        return [(arm, task, lr, SEEDS[0], False) for lr in LRS]
-    lr = chosen(arm, task, runs)["lr"]
-    return [(arm, task, lr, seed, True) for seed in SEEDS]
-
-
-def chosen(arm: str, task: str, runs: list[Run]) -> Run:
-    """The run with the best validation score; that of the smaller rate in a tie."""
-    own = [r for r in runs if (r["arm"], r["task"], r["final"]) == (arm, task, False)]
-    return min(own, key=lambda run: (-run["score"], run["lr"]))
-
-
-def finals(runs: list[Run], arm: str, task: str) -> list[Run]:
-    """The final runs of an arm at its rate, one a seed; none before they have begun."""
-    own = [r for r in runs if (r["arm"], r["task"], r["final"]) == (arm, task, True)]
-    return [r for r in own if r["lr"] == chosen(arm, task, runs)["lr"]]
 
 
 def table(runs: list[Run], tasks: tuple[str, ...] = TASKS) -> str:
@@ -180,7 +154,7 @@ def table(runs: list[Run], tasks: tuple[str, ...] = TASKS) -> str:
         found = {arm: own for arm in ARMS if (own := finals(runs, arm, task))}
         if found:
             head = f"| {task} | test (%) | validation (%) | skips | numbers | search (s) | rate |"
-            rows = [_row(arm, own, chosen(arm, task, runs)) for arm, own in found.items()]
+            rows = [_row(arm, own, choice(runs, arm, task)) for arm, own in found.items()]
             parts.append("\n".join([head, "|---|---:|---:|---:|---:|---:|---:|", *rows]))
     return "\n\n".join(parts)
 
