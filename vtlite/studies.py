@@ -72,9 +72,9 @@ STUDIES = {
             *("student alone", "student, kd", "student, kd, weight 0.5", "student, fitnet"),
             *("student, attention_transfer", "student, activation_boundaries", "student, dfa"),
             *("student, normalized_kd", "student, dkd", "student, rkd"),
-            *("student, distillation_token", "ResNet student alone", "ResNet student, kd"),
+            *("ViT student alone", "ViT student, kd", "ViT student, distillation_token"),
         ),
-        epochs=30,
+        epochs=60,
     ),
     "long-tail": Study(("twemoji-longtail",), ("linear", "full", "lora", "vpt_deep", "lpt")),
 }
