@@ -74,7 +74,6 @@ STUDIES = {
             *("student, normalized_kd", "student, dkd", "student, rkd"),
             *("ViT student alone", "ViT student, kd", "ViT student, distillation_token"),
         ),
-        epochs=60,
     ),
     "long-tail": Study(("twemoji-longtail",), ("linear", "full", "lora", "vpt_deep", "lpt")),
 }
