@@ -94,6 +94,7 @@ TAUGHT = (
 STUDENTS = {
     "student alone": _student("kd", **ALONE),
     **{f"student, {method}": _student(method) for method in TAUGHT},
+    "student, dfa": _student("dfa", layers=(2, 4)),  # it mixes, so it needs more of the teacher's
     "student, kd, weight 0.5": _student("kd", weight=0.5),
     "ViT student alone": _student("kd", small_vit, **ALONE),
     "ViT student, kd": _student("kd", small_vit),
