@@ -95,7 +95,9 @@ STUDENTS = {
     "student alone": _student("kd", **ALONE),
     **{f"student, {method}": _student(method) for method in TAUGHT},
     "student, dfa": _student("dfa", layers=(2, 4)),  # it mixes, so it needs more of the teacher's
+    # The methods' own weights suit a ViT's maps; a student of other maps may want the teacher less.
     "student, kd, weight 0.5": _student("kd", weight=0.5),
+    "student, attention_transfer, weight 1": _student("attention_transfer", weight=1.0),
     "ViT student alone": _student("kd", small_vit, **ALONE),
     "ViT student, kd": _student("kd", small_vit),
     "ViT student, distillation_token": _student("distillation_token", small_vit),

@@ -70,8 +70,9 @@ STUDIES = {
         ("twemoji", "digits"),
         (
             *("student alone", "student, kd", "student, kd, weight 0.5", "student, fitnet"),
-            *("student, attention_transfer", "student, activation_boundaries", "student, dfa"),
-            *("student, normalized_kd", "student, dkd", "student, rkd"),
+            *("student, attention_transfer", "student, attention_transfer, weight 1"),
+            *("student, activation_boundaries", "student, dfa", "student, normalized_kd"),
+            *("student, dkd", "student, rkd"),
             *("ViT student alone", "ViT student, kd", "ViT student, distillation_token"),
         ),
     ),
