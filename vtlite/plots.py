@@ -150,6 +150,9 @@ def bars(
     drawn = ax.bar(list(names), list(values), yerr=errors, color="#0072B2", capsize=3)
     ax.bar_label(drawn, fmt="%.3g", fontsize=8, padding=2)
     ax.set(ylabel=ylabel, title=title)
+    if min(values, default=0) < 0:
+        ax.margins(y=0.12)  # or the values below zero are written over the axis
+        ax.axhline(0, color="black", linewidth=0.8)
     if len(names) > 4:  # or names run into each other
         ax.tick_params(axis="x", rotation=30)
         plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")
