@@ -21,7 +21,7 @@ class BlockExpansion(Method):
     parameters with three new blocks, one behind every fourth.
     """
 
-    lr = 1e-2
+    lr = 3e-3
     small = {"every": 2}
 
     every: int = 4  # a new block behind every so many blocks
