@@ -78,7 +78,7 @@ class Entry:
 
 
 # Weight 0: the labels alone. Its teacher is made and not heard, so it need not be a good one.
-ALONE = {"weight": 0.0, "teacher_epochs": 1}
+ALONE: dict[str, Any] = {"weight": 0.0, "teacher_epochs": 1}
 
 
 def _student(method: str, small: Callable[[int], Backbone] = small_resnet, **more: Any) -> Entry:
