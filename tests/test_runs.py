@@ -86,9 +86,14 @@ def test_a_stopped_list_has_what_ended_and_goes_on(
 def test_no_file_has_no_rows_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "runs.json"
     assert read_rows(path) == []
-    path.write_text("[{", encoding="utf-8")
+    for damaged in (b"[{", b"\xff\xfe", b"{}", b"[1]", b'[{"task": "t"}]', b"null"):
+        path.write_bytes(damaged)
+        with pytest.raises(VTError, match=r"not a results file.*; delete it or give another path"):
+            read_rows(path, "task", "score")
     with pytest.raises(VTError, match="delete it or give another path"):
-        read_rows(path)
+        read_rows(tmp_path)
+    path.write_text(json.dumps([{"task": "t", "score": 1, "more": 2}]), encoding="utf-8")
+    assert len(read_rows(path, "task", "score")) == 1
 
 
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:

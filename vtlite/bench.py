@@ -34,8 +34,8 @@ from vtlite.data.images import ImageDataset, joined
 from vtlite.data.tasks import load_task
 from vtlite.method import Backbone, Tuned, count_parameters, short
 from vtlite.methods import METHODS, find_method
+from vtlite.runs import ASKED, Run, choice, read_rows, run_missing, wanted, worker_pool, write_rows
 from vtlite.runs import SEEDS as SEEDS  # lessons ask the benchmark for it
-from vtlite.runs import Run, choice, read_rows, run_missing, wanted, worker_pool, write_rows
 from vtlite.storage import unknown
 from vtlite.studies import further, in_sequence, shifted, small_resnet, small_vit
 from vtlite.task import Stream, Task
@@ -250,7 +250,7 @@ def bench(
     Task by task, so that a benchmark that was stopped has whole tasks: first the choice for every
     entry, then the final runs.
     """
-    runs = read_rows(results)
+    runs = read_rows(results, "entry", *ASKED, "trainable")
     cell = partial(run_cell, epochs=epochs)
     with worker_pool(workers) as pool:
         for task in tasks:
@@ -265,6 +265,12 @@ def bench(
     return runs
 
 
+COSTS = (
+    *("entry", "method", "trainable", "delta_bytes", "activation_bytes"),
+    *("step_ratio", "latency_ratio", "merged"),
+)
+
+
 def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
     """What each method costs on its embedded backbone, one row per entry, added to those in `path`
     (JSON) as soon as it is measured.
@@ -273,7 +279,7 @@ def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
     fine-tuning, a forward pass of the merged model (where it merges) to one of the untouched
     backbone. Of two towers both are those of the image tower, which is `vtlite-tiny`.
     """
-    rows = read_rows(path)
+    rows = read_rows(path, *COSTS)
     done = {row["entry"] for row in rows}
     missing = [
         name for name in entries if name not in done and ENTRIES[name].weights.startswith("vtlite-")
@@ -322,6 +328,7 @@ def summary(runs: list[dict[str, Any]], among: tuple[str, ...] = BENCHED) -> lis
     Left out are final runs at a learning rate that another has replaced, since its grid was
     widened, and tasks that some entry lacks: a mean is compared with others over the same tasks.
     """
+    runs = [run for run in runs if run["entry"] in ENTRIES]  # others are of another version
     chosen = {
         pair: chosen_lr(*pair, runs)
         for pair in {(run["entry"], run["task"]) for run in runs if run["final"]}

@@ -246,7 +246,7 @@ def counted(path: Path, repeats: int = 3) -> list[Row]:
     """One row for each method, written to `path` (JSON). Everything is counted anew; a time that
     is in the file stays there, so that a stopped run continues."""
     names = [name for name in map(short, vt.METHODS) if name in BOUNDS]
-    known = {row["method"]: row for row in read_rows(path)}
+    known = {row["method"]: row for row in read_rows(path, "method")}
     rows = count(vt.create_backbone("vit_base_patch16_224", device="meta"), names, 4, 100)
     for row in rows:
         if "step" in (old := known.get(row["method"], {})):

@@ -21,7 +21,7 @@ from vtlite.methods.remapping.weight.n2n import N2N
 from vtlite.methods.remapping.weight.nash import NASH
 from vtlite.methods.remapping.weight.path_level_eas import PathLevelEAS
 from vtlite.methods.remapping.weight.steps import block_tokens, numbers, show
-from vtlite.runs import Run, finals, read_rows, run_missing, wanted, worker_pool
+from vtlite.runs import ASKED, Run, finals, read_rows, run_missing, wanted, worker_pool
 from vtlite.task import Task
 from vtlite.training import evaluate, fit
 from vtlite.tuning import tune
@@ -220,7 +220,7 @@ def run_one(arm: str, task_name: str, lr: float, seed: int, final: bool) -> Run:
 def run(results: Path, workers: int = 2, arms: tuple[str, ...] = (*GROWN, *SEARCHES)) -> list[Run]:
     """Run what `results` (JSON) lacks, and return all runs: first the choice of each rate on
     validation images, then three seeds."""
-    runs = read_rows(results)
+    runs = read_rows(results, "arm", *ASKED, "numbers")
     with worker_pool(workers) as pool:
         for final in (False, True):
             keys = [

@@ -22,6 +22,7 @@ from vtlite.storage import VTError, atomic_write
 
 SEEDS = (0, 1, 2)
 
+ASKED = ("task", "lr", "seed", "final", "score")  # and "entry", or "arm" in some studies
 Run = dict[str, Any]
 Key = tuple[str, str, float, int, bool]
 
@@ -77,20 +78,29 @@ def run_missing(
         write_rows(results, sorted(runs, key=key_of))
 
 
-def read_rows(path: Path) -> list[Run]:
-    """The rows of a file of results; none if there is no file yet.
+def read_rows(path: Path, *names: str) -> list[Run]:
+    """The rows of a file of results, each with at least these names; none if there is no file yet.
 
     Raises:
-        VTError: the file is not JSON.
+        VTError: the file can't be read, or has something else in it.
     """
     if not path.exists():
         return []
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # no text, or no JSON
         raise VTError(
             f"{path} is not a results file ({error}); delete it or give another path"
         ) from error
+    wanted = {*names}
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and wanted <= row.keys() for row in rows
+    ):
+        raise VTError(
+            f"{path} is not a results file of this kind: expected a list of rows with "
+            f"{', '.join(sorted(wanted))}; delete it or give another path"
+        )
+    return rows
 
 
 def write_rows(path: Path, rows: Iterable[Run]) -> None:

@@ -30,7 +30,7 @@ from vtlite.methods.remapping.architecture.cells import (
     strongest_cell,
 )
 from vtlite.methods.remapping.architecture.darts import DARTS
-from vtlite.runs import Run, choice, finals, read_rows, run_missing, wanted, worker_pool
+from vtlite.runs import ASKED, Run, choice, finals, read_rows, run_missing, wanted, worker_pool
 from vtlite.task import Task
 from vtlite.training import evaluate, fit
 from vtlite.tuning import tune
@@ -135,7 +135,7 @@ def run(
 ) -> list[Run]:
     """Run what `results` (JSON) lacks, and return all runs: for each task first the choice of each
     rate on validation images, then three seeds. Each run is kept as soon as it has ended."""
-    runs = read_rows(results)
+    runs = read_rows(results, "arm", *ASKED, "skips", "numbers", "seconds")
     one = partial(run_one, epochs=epochs, train=train)
     with worker_pool(workers) as pool:
         for task in tasks:
