@@ -34,7 +34,7 @@ from vtlite.data.images import ImageDataset, joined
 from vtlite.data.tasks import load_task
 from vtlite.method import Backbone, Tuned, count_parameters, short
 from vtlite.methods import METHODS, find_method
-from vtlite.runs import ASKED, Run, choice, read_rows, run_missing, wanted, worker_pool, write_rows
+from vtlite.runs import ASKED, Run, best_lr, read_rows, run_missing, wanted, worker_pool, write_rows
 from vtlite.runs import SEEDS as SEEDS  # lessons ask the benchmark for it
 from vtlite.storage import unknown
 from vtlite.studies import further, in_sequence, shifted, small_resnet, small_vit
@@ -87,14 +87,14 @@ def _student(method: str, small: Callable[[int], Backbone] = small_resnet, **mor
     return Entry(method, "vtlite-resnet", lrs, {"teacher_method": "full", **more}, student=small)
 
 
-TAUGHT = (
-    *("kd", "fitnet", "attention_transfer", "activation_boundaries", "dfa", "normalized_kd"),
-    *("dkd", "rkd"),
-)
+TAUGHT: dict[str, dict[str, Any]] = {
+    **{name: {} for name in ("kd", "fitnet", "attention_transfer", "activation_boundaries")},
+    "dfa": {"layers": (2, 4)},  # it mixes, so it needs more of the teacher's
+    **{name: {} for name in ("normalized_kd", "dkd", "rkd")},
+}
 STUDENTS = {
     "student alone": _student("kd", **ALONE),
-    **{f"student, {method}": _student(method) for method in TAUGHT},
-    "student, dfa": _student("dfa", layers=(2, 4)),  # it mixes, so it needs more of the teacher's
+    **{f"student, {method}": _student(method, **more) for method, more in TAUGHT.items()},
     # The methods' own weights suit a ViT's maps; a student of other maps may want the teacher less.
     "student, kd, weight 0.5": _student("kd", weight=0.5),
     "student, attention_transfer, weight 1": _student("attention_transfer", weight=1.0),
@@ -317,8 +317,7 @@ def costs(path: Path, entries: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def chosen_lr(name: str, task: str, runs: list[Run]) -> float:
     """The learning rate with the best validation score; the smaller one in a tie."""
-    choices = ENTRIES[name].choices()  # of one, nothing is chosen, and there are no runs to do so
-    return choices[0] if len(choices) == 1 else choice(runs, name, task)["lr"]
+    return best_lr(name, task, ENTRIES[name].choices(), runs)
 
 
 def summary(runs: list[dict[str, Any]], among: tuple[str, ...] = BENCHED) -> list[dict[str, Any]]:

@@ -44,15 +44,22 @@ def finals(runs: list[Run], who: str, task: str) -> list[Run]:
     """The final runs at the rate that was chosen, one a seed; none before they have begun. Those
     at a rate that another has replaced, since its grid was widened, are left out."""
     own = [run for run in runs if (*key_of(run)[:2], run["final"]) == (who, task, True)]
-    return [run for run in own if run["lr"] == choice(runs, who, task)["lr"]]
+    lr = choice(runs, who, task)["lr"] if own else None
+    return [run for run in own if run["lr"] == lr]
 
 
-def wanted(who: str, task: str, rates: Iterable[float], final: bool, runs: list[Run]) -> list[Key]:
+def best_lr(who: str, task: str, rates: tuple[float, ...], runs: list[Run]) -> float:
+    """The rate that was chosen. Of one, nothing is chosen, and there are no runs to do so."""
+    return rates[0] if len(rates) == 1 else choice(runs, who, task)["lr"]
+
+
+def wanted(
+    who: str, task: str, rates: tuple[float, ...], final: bool, runs: list[Run]
+) -> list[Key]:
     """The keys of the runs that choose a rate, or of the final ones. One rate needs no choice."""
-    rates = tuple(rates)
     if not final:
         return [(who, task, lr, SEEDS[0], False) for lr in rates if len(rates) > 1]
-    lr = rates[0] if len(rates) == 1 else choice(runs, who, task)["lr"]
+    lr = best_lr(who, task, rates, runs)
     return [(who, task, lr, seed, True) for seed in SEEDS]
 
 
@@ -92,13 +99,12 @@ def read_rows(path: Path, *names: str) -> list[Run]:
         raise VTError(
             f"{path} is not a results file ({error}); delete it or give another path"
         ) from error
-    wanted = {*names}
     if not isinstance(rows, list) or not all(
-        isinstance(row, dict) and wanted <= row.keys() for row in rows
+        isinstance(row, dict) and {*names} <= row.keys() for row in rows
     ):
         raise VTError(
             f"{path} is not a results file of this kind: expected a list of rows with "
-            f"{', '.join(sorted(wanted))}; delete it or give another path"
+            f"{', '.join(sorted(names))}; delete it or give another path"
         )
     return rows
 
